@@ -22,7 +22,7 @@ setup(
     author=base["author"],
     keywords=base["keywords"].split(),
     packages=find_packages(include=[lib, f"{lib}.*"]),
-    package_data={lib: ["py.typed"]},
+    package_data={lib: ["py.typed"], f"{lib}.video": ["*.npz"]},
     install_requires=base["requirements"].split(),
     extras_require={name: text.split() for name, text in own("extras").items()},
     entry_points={

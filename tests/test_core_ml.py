@@ -25,7 +25,7 @@ from ai_suite.core.sequence import LSTMClassifier, build, scaler_of
 from ai_suite.core.splits import check_disjoint, group_kfold, group_split
 from ai_suite.core.windows import WindowWriter, coverage, label_windows, pad_to, sliding, starts
 
-many = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+many = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 sizes = (st.integers(0, 80), st.integers(1, 25), st.integers(1, 30))
 
 
@@ -393,7 +393,8 @@ def test_data_that_does_not_fit():
                       ('E105', (train[0], y + 1)), ('E103', (train[0], y.astype(float))),
                       ('E203', (train[0][..., :2], train[1]))]:
         stops(code, fit, net(), bad, valid, progress=False)
-    for bad in ({'epochs': 0}, {'lr': -1}, {'batch': 0}, {'seed': -1}, {'device': 'abacus'}):
+    for bad in ({'epochs': 0}, {'lr': -1}, {'batch': 0}, {'seed': -1}, {'device': 'abacus'}, {'patience': 0},
+                {'pos_weight': [1.]}):
         stops('E301', fit, net(), train, valid, progress=False, **bad)
 
 
@@ -408,6 +409,7 @@ def test_memory_map_and_other_types_train_the_same(straight, tmp_path):
 def test_resume_refuses_what_does_not_belong(tmp_path):
     go(net(), folder=tmp_path, epochs=1)
     assert 'lr' in stops('E301', go, net(), folder=tmp_path, epochs=1, lr=.5, resume=True).what
+    assert 'pos_weight' in stops('E301', go, net(), folder=tmp_path, epochs=1, pos_weight=[1, 2], resume=True).what
     stops('E203', go, LSTMClassifier(3, 2, hidden=4), folder=tmp_path, epochs=1, resume=True)
 
     class Evil:

@@ -213,8 +213,10 @@ def test_frames_that_count_annotated_frames_are_mapped(read):
 
 
 def test_frames_that_fit_nothing_are_noted(read):
-    job = read(track("fall", box(7), box(500, 1)), task(20, start=100, step=5))
+    job = read(track("fall", box(7), box(300), box(500, 1)), task(20, start=100, step=5))
     assert plain(job) == [("fall", 7, 500)] and "do not fit" in job.notes[0]
+    off_grid_end = read(track("fall", box(110), box(115), box(118, 1)), task(20, start=100, step=5))
+    assert plain(off_grid_end) == [("fall", 110, 118)] and off_grid_end.notes == []
 
 
 def test_stop_frame_and_size_complete_each_other(read):

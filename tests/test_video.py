@@ -329,6 +329,11 @@ def test_quiet_gives_standard_error_back_from_every_thread():
     assert os.path.samestat(before, os.fstat(2))
 
 
+def test_quiet_without_a_standard_error():
+    code = "import os; os.close(2)\nfrom ai_suite.video.frames import quiet\nwith quiet(): print('done')"
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True).stdout == "done\n"
+
+
 def test_nothing_is_written_to_the_terminal(person, tmp_path):
     (tmp_path / "cut.mp4").write_bytes(index_first(person.read_bytes())[:-3000])
     code = f"""if 1:

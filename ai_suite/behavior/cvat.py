@@ -348,7 +348,7 @@ def job_of(
     file: Path,
 ) -> Job:
     "Build the job of one task."
-    frames = [s.frame for t in tracks for s in t.shapes]
+    frames = [s.frame for t in tracks for s in t.shapes if not s.outside]
     scale, shift, note = frame_rule(frames, task) if frames else (1, 0, "")
     tracks = [t._replace(shapes=[s._replace(frame=scale * s.frame + shift) for s in t.shapes]) for t in tracks]
     stop = task.stop if task.stop is not None else max((s.frame for t in tracks for s in t.shapes), default=task.start)

@@ -37,7 +37,7 @@ def _take(X:np.ndarray, rows:np.ndarray, name:str='window') -> Tensor:
     x = X[rows].astype(np.float32, copy=False)
     if np.isfinite(x).all(): return torch.from_numpy(x)
     bad = rows[~np.isfinite(x).reshape(len(x), -1).all(1)].min()
-    raise SuiteError('E103', f'{name} {bad} holds NaN or infinite values', 'fill or drop the windows with missing values')
+    raise SuiteError('E103', f'{name} {bad} holds NaN or infinite values', 'fill or drop windows with missing values')
 
 # %% ../../nbs/core/110_fit.ipynb #dda98417
 class Batches:
@@ -76,6 +76,7 @@ def loss_of(
 ) -> nn.Module: # logits and labels to a mean loss
     "Loss that fits the labels"
     weight = None if pos_weight is None else torch.as_tensor(pos_weight, dtype=torch.float32)
+    expect(weight is None or Y.ndim == 1 or weight.shape == Y.shape[1:], 'E301', 'pos_weight needs one number per label')
     return nn.CrossEntropyLoss(weight=weight) if Y.ndim == 1 else nn.BCEWithLogitsLoss(pos_weight=weight)
 
 # %% ../../nbs/core/110_fit.ipynb #8ff9ab11
@@ -222,7 +223,7 @@ def _learner(model:nn.Module, loaders:tuple[Batches, ...], loss:Callable, device
     learn.create_opt()
     return learn
 
-# %% ../../nbs/core/110_fit.ipynb #f9b7e1e5
+# %% ../../nbs/core/110_fit.ipynb #6d4e4f59
 def _bookkeeper(run:dict, meter:Meter, path:Path|None, epochs:int, patience:int, seed:int, progress:bool) -> Any:
     "fastai callback: seeds before each epoch; records, saves and stops after it"
     from fastai.callback.core import Callback, CancelFitException
@@ -230,10 +231,12 @@ def _bookkeeper(run:dict, meter:Meter, path:Path|None, epochs:int, patience:int,
     start, begin, spent = len(run['history']), time.perf_counter(), run['seconds']
 
     def before_epoch(self:Any) -> None:
+        "Everything random starts from the seed of this epoch"
         self.dls.train.epoch = self.epoch
         set_seed(seed_of(seed, self.epoch), reproducible=True)
 
     def after_epoch(self:Any) -> None:
+        "Record, save, report; stop if finished"
         if self.epoch < start: return None
         _record(run, self.learn, *meter.means())
         run['seconds'] = spent + time.perf_counter() - begin
@@ -282,7 +285,9 @@ def fit(
     "Train a model; afterwards it holds the weights of its best epoch"
     train, valid = ((np.asarray(X), np.asarray(Y)) for X, Y in (train, valid))
     device, home = device_of(device), next(model.parameters()).device
+    expect(patience > 0, 'E301', f'patience is {patience}', 'use 1 epoch or more')
     settings = _settings(train, valid, epochs=epochs, lr=lr, batch=batch, seed=seed, weight_decay=weight_decay)
+    settings['pos_weight'] = None if pos_weight is None else torch.as_tensor(pos_weight).tolist()
     for part, data in {'training': train, 'validation': valid}.items(): _check(model, *data, part)
     run:dict = {'settings': settings, 'history': [], 'best': _weights(model), 'best_epoch': 0, 'seconds': 0.}
     meter = Meter(loss_of(train[1], pos_weight).to(device))

@@ -65,6 +65,7 @@ class LSTMClassifier(nn.Module):
     def forward(self,
         x:Tensor, # (B,T,F) float32 windows, not normalised
     ) -> Tensor: # (B,C) logits
+        "Logits of a batch of windows"
         if x.ndim != 3 or x.shape[-1] != len(self.mean):
             raise SuiteError('E203', f'input has shape {tuple(x.shape)}, the model reads (B,T,{len(self.mean)})')
         states, _ = self.lstm((x - self.mean)/self.std)

@@ -33,14 +33,13 @@ _STDERR = threading.RLock()
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     "Drop what C libraries write to standard error inside the block."
-    with _STDERR, open(os.devnull, "wb") as nothing:
-        kept = os.dup(2)
-        try:
+    with _STDERR, open(os.devnull, "wb") as nothing, contextlib.ExitStack() as undo:
+        with contextlib.suppress(OSError):
+            kept = os.dup(2)
+            undo.callback(os.close, kept)
+            undo.callback(os.dup2, kept, 2)
             os.dup2(nothing.fileno(), 2)
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+        yield
 
 # %% ../../nbs/video/10_frames.ipynb #8a16fbdd
 SIGNATURES = {  # container: where it shows, and what shows there
