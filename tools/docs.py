@@ -21,10 +21,12 @@ import nbformat
 import yaml
 from jinja2 import Environment, FileSystemLoader
 from latex2mathml.converter import convert as mathml
+from fastcore.nbio import mk_cell
 from nbconvert import HTMLExporter, MarkdownExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbdev import processors, serve
 from nbdev.config import nbpath2html
+from nbdev.process import Processor
 from pygments.formatters import HtmlFormatter
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -89,18 +91,32 @@ def with_types(cell: Any) -> None:
     if cell.cell_type == "code": cell.source = cell.source.replace("if TYPE_CHECKING:", "if True:")
 
 
+class KeepIntroduction(Processor):
+    "nbdev takes the whole first cell for the title: give what follows title and summary a cell of its own."
+
+    def begin(self) -> None:
+        "Split the first cell."
+        first = self.nb.cells[0]
+        found = re.match(r"# .*\n(?:\s*\n)*(?:>.*\n?)*", first.source) if first.cell_type == "markdown" else None
+        rest = first.source[found.end():].strip() if found else ""
+        if not found or not rest: return
+        first.source = found[0].strip()
+        self.nb.cells.insert(1, mk_cell(rest, "markdown"))
+
+
 class Processors(processors.FilterDefaults):
-    "nbdev's processors, after `with_types`."
+    "nbdev's processors, after our own two."
 
     def base_procs(self) -> list[Any]:
         "What is done to each cell, in order."
-        return [with_types, *super().base_procs()]
+        return [KeepIntroduction, with_types, *super().base_procs()]
 
 
 def needs_run(cell: Any) -> bool:
     "Only what show_doc describes has to run, and show_doc itself. nbdev would run every cell that imports something."
+    if cell.cell_type != "code" or not cell.source or cell.directives_.get("eval", "").lower() == "false": return False
     exported = {"export", "exports", "exporti", "exec_doc"} & cell.directives_.keys()
-    return cell.cell_type == "code" and bool(cell.source and (exported or cell.source.startswith("show_doc")))
+    return bool(exported or re.search(r"^show_doc\(", cell.source, flags=re.M))
 
 
 def processed(**kwargs: Any) -> Path:

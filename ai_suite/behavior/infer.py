@@ -130,12 +130,13 @@ def frame_tracks(
     size: int,  # Window length, frames
     n_frames: int,  # Frames of the video
 ) -> np.ndarray:  # (n_frames,C)
-    "Mean probability of the windows that contain a frame."
-    total, count = np.zeros((max(n_frames, size) + 1, p.shape[1])), np.zeros((max(n_frames, size) + 1, 1))
-    for edge, sign in ((first, 1), (first + size, -1)):
-        np.add.at(total, edge, sign * p)
-        np.add.at(count, edge, sign)
-    return (np.cumsum(total, 0) / np.maximum(np.cumsum(count, 0), 1))[:n_frames]
+    "Mean probability of the windows that contain a frame, those with the frame in their middle counting most."
+    weight = 1 - np.abs((2 * np.arange(size) + 1) / size - 1)
+    at = first[:, None] + np.arange(size)
+    total, count = np.zeros((max(n_frames, size), p.shape[1])), np.zeros((max(n_frames, size), 1))
+    np.add.at(total, at, weight[:, None] * p[:, None])
+    np.add.at(count, at, weight[:, None])
+    return (total / np.maximum(count, 1e-9))[:n_frames]
 
 def events_of(
     tracks: np.ndarray,  # (T,C) probabilities

@@ -29,14 +29,19 @@ def plot_skeletons(
 ) -> "Figure":  # The plot
     "A video as a row of skeletons."
     at = np.linspace(0, len(pose) - 1, min(n, len(pose))).astype(int)
+    xy = pose[at, :, :2] * [aspect, 1]
+    seen = np.isfinite(xy[:, 0, 0])
+    low, high = (f(xy[seen], (0, 1)) if seen.any() else np.array(v) for f, v in ((np.min, (0, 0)), (np.max, (aspect, 1))))
+    wide, tall = (high - low) + 0.06
     with house_style():
-        fig, ax = canvas(8, 8 / len(at) / aspect + 0.45)
+        fig, ax = canvas(8, min(8 * tall / wide / len(at), 3) + 0.45)
         for k, i in enumerate(at):
             inside = any(start <= i / fps < end for start, end in marked)
-            for a, b in CONNECTIONS if np.isfinite(pose[i, 0, 0]) else ():
-                ax.plot(k * 1.05 + pose[i, [a, b], 0], pose[i, [a, b], 1] / aspect, lw=1.6, color=PALETTE[1 if inside else 0])
-        ax.set_xticks(np.arange(len(at)) * 1.05 + 0.5, [f"{i / fps:.1f} s" for i in at])
-        ax.set(xlim=(-0.02, len(at) * 1.05), ylim=(1 / aspect, 0), yticks=[], aspect="equal")
+            for a, b in CONNECTIONS if seen[k] else ():
+                x, y = (xy[k, [a, b]] - low + 0.03).T
+                ax.plot(k * wide + x, y, lw=1.6, color=PALETTE[1 if inside else 0])
+        ax.set_xticks((np.arange(len(at)) + 0.5) * wide, [f"{i / fps:.1f} s" for i in at])
+        ax.set(xlim=(0, len(at) * wide), ylim=(tall, 0), yticks=[], aspect="equal")
         ax.tick_params(axis="x", length=0)
         ax.grid(False)
         ax.spines[:].set_visible(False)

@@ -109,16 +109,18 @@ def look(
 
 def _reason(e: Exception, file: Path) -> str:
     empty = file.stat().st_size == 0
-    return "it is empty" if empty else str(e).replace(repr(str(file)), "the file").replace(str(file), "the file")[:120]
+    return "it is empty" if empty else str(e).replace(f"image file {str(file)!r}", "it").replace(repr(str(file)), "it").replace(str(file), "the file").rstrip(".")[:120]
 
 
 def _decoded(pil: Any, file: Path) -> dict[str, int]:
-    with pil.open(file, formats=[f for f in FORMATS if f in pil.registered_extensions().values() or f == "MPO"]) as im:
+    pil.init()
+    formats = [f for f in FORMATS if f in pil.OPEN]
+    with pil.open(file, formats=formats) as im:
         width, height = im.size
         expect(width * height <= MAX_PIXELS, "E102", f"{file.name} has {width * height / 1e6:.0f} megapixels", "make it smaller")
         orientation = int(im.getexif().get(0x0112, 1))
         im.verify()
-    with pil.open(file, formats=[im.format]) as im:
+    with pil.open(file, formats=formats) as im:
         im.draft("RGB", (max(1, width // 8), max(1, height // 8)))
         im.load()
     return {"width": width, "height": height, "orientation": orientation if 1 <= orientation <= 8 else 1}
@@ -132,7 +134,8 @@ def _opened(
         try:
             yield place, item, file, {**look(file), "sha256": file_hash(file)}
         except SuiteError as e:
-            yield place, item, file, {"error": finding(e.code, f"{place}/{item}/{e.what}", e.fix)}
+            what = e.what if e.what.startswith(file.name) else f"{file.name}: {e.what}"
+            yield place, item, file, {"error": finding(e.code, f"{place}/{item}/{what}", e.fix)}
 
 
 def too_few(
