@@ -54,4 +54,5 @@ def test_readme_shows_commands_and_no_other_kind_of_block():
     text = markdown(ROOT / "README.md")
     assert "make demo" in "".join(blocks(ROOT / "README.md"))
     assert set(re.findall(r"^```(\w*)$", text, flags=re.M)) <= {"sh", "text", "", "python"}
-    assert not re.findall(r"^```sh\n(?:.*\n)*?.*(?:--index-url|\buv \b|pip install).*\n(?:.*\n)*?```", text, flags=re.M)
+    wanting = re.compile(r"--index-url|\buv |pip install|git clone")
+    assert not [block for block in blocks(ROOT / "README.md") if wanting.search(block)]

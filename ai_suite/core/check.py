@@ -6,10 +6,9 @@
 __all__ = ['MAX_BYTES', 'MAX_COLUMNS', 'read_bytes', 'decode', 'separator', 'read_table', 'require', 'finding', 'sample',
            'verdict']
 
-# %% ../../nbs/core/45_check.ipynb #3afbd4a0
+# %% ../../nbs/core/45_check.ipynb #282b7544
 import gzip
 import io
-import re
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 # %% ../../nbs/core/45_check.ipynb #49e961c6
 MAX_BYTES = 1 << 28  # Largest table that is read, after decompression
 
-
+# %% ../../nbs/core/45_check.ipynb #9352413a
 def read_bytes(
     path: str | Path,  # A file; a name ending in .gz is unpacked
     limit: int = MAX_BYTES,  # Largest number of bytes, after unpacking
@@ -44,7 +43,7 @@ def read_bytes(
     expect(len(data) <= limit, "E102", f"{path} holds more than {limit / 1e6:.0f} MB", "split it into several files")
     return data
 
-# %% ../../nbs/core/45_check.ipynb #99a36fa7
+# %% ../../nbs/core/45_check.ipynb #a02b1b4f
 def decode(
     data: bytes,  # The content of a text file
     name: str,  # What to call it in messages
@@ -60,17 +59,17 @@ def decode(
         return text
     raise SuiteError("E102", f"{name} is no text in UTF-8, UTF-16 or CP949", "save it as CSV in UTF-8")
 
-
+# %% ../../nbs/core/45_check.ipynb #3aea352d
 def separator(
     header: str,  # The first line of a table
 ) -> str:  # One of , ; tab |
     "The sign that separates most columns."
     return max(",;\t|", key=header.count)
 
-# %% ../../nbs/core/45_check.ipynb #35b5457f
+# %% ../../nbs/core/45_check.ipynb #f75cbbcd
 MAX_COLUMNS = 4096  # Most columns of a table
 
-
+# %% ../../nbs/core/45_check.ipynb #675c78bb
 def _parse_csv(text: str, name: str) -> "pd.DataFrame":
     pd = need("pandas", "core-ml")
     header = next((line for line in text.splitlines() if line.strip()), "")
@@ -101,7 +100,7 @@ def _parse_parquet(data: bytes, name: str) -> "pd.DataFrame":
     except (pa.ArrowException, OSError, ValueError) as e:
         raise SuiteError("E102", f"{name} is no readable Parquet file: {' '.join(str(e).split())[:120]}") from e
 
-# %% ../../nbs/core/45_check.ipynb #d2fb1134
+# %% ../../nbs/core/45_check.ipynb #2db94c49
 def read_table(
     path: str | Path,  # .csv, .tsv or .txt, also with .gz; or .parquet
     columns: Iterable[str] = (),  # Columns that must be there
@@ -117,7 +116,7 @@ def read_table(
     expect(len(table), "E104", f"{path.name} has a header but no rows")
     return table
 
-
+# %% ../../nbs/core/45_check.ipynb #92b5b774
 def require(
     table: "pd.DataFrame",  # A table
     column: str,  # A column that must be there

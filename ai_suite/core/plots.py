@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INK', 'MUTED', 'LINE', 'PALETTE', 'STYLE', 'font_file', 'font_families', 'use_fonts', 'house_style', 'canvas',
-           'plot_confusion', 'plot_pr', 'clock', 'plot_timeline']
+           'plot_confusion', 'plot_pr', 'clock', 'lanes', 'plot_timeline']
 
 # %% ../../nbs/core/150_plots.ipynb #cd0048cf
 from collections.abc import Mapping, Sequence
@@ -138,15 +138,28 @@ def clock(
     "Seconds as minutes and seconds."
     return f'{int(seconds)//60}:{int(seconds) % 60:02d}'
 
-# %% ../../nbs/core/150_plots.ipynb #e14fc0b3
+# %% ../../nbs/core/150_plots.ipynb #9630cc16
+def lanes(
+    events:Sequence[tuple[float, float, str]], # (start, end, label), sorted
+) -> list[int]: # Lane of each event, from 0
+    "The fewest lanes in which no two events overlap."
+    until:list[float] = []
+    found = []
+    for start, end, _ in events:
+        lane = next((i for i, free in enumerate(until) if free <= start), len(until))
+        until[lane:lane + 1] = [end]
+        found.append(lane)
+    return found
+
+# %% ../../nbs/core/150_plots.ipynb #6bd0d118
 _ON_COLOR = dict.fromkeys(('#0072b2', '#009e73', '#d55e00'), '#ffffff')
 
-def _bars(ax:Any, y:int, row:list[tuple[float, float, str]], colors:dict[str, str], duration:float)->None:
-    for start, end, label in row:
-        width, color = max(end - start, duration*.003), colors[label]
-        ax.barh(y, width, left=start, height=.62, color=color, linewidth=0)
-        if len(label)*duration*.013 > width: continue
-        ax.text(start + width/2, y, label, ha='center', va='center', fontsize=9, color=_ON_COLOR.get(color, '#111111'))
+def _bar(ax:Any, y:float, event:tuple[float, float, str], color:str, duration:float)->None:
+    start, end, label = event
+    width = max(end - start, duration*.003)
+    ax.barh(y, width, left=start, height=.7, color=color, linewidth=0)
+    if len(label)*duration*.013 > width: return
+    ax.text(start + width/2, y, label, ha='center', va='center', fontsize=9, color=_ON_COLOR.get(color, '#111111'))
 
 # %% ../../nbs/core/150_plots.ipynb #1f8c23ab
 def _legend(ax:Any, colors:dict[str, str])->None:
@@ -154,7 +167,19 @@ def _legend(ax:Any, colors:dict[str, str])->None:
     handles = [patch(color=color, label=label) for label, color in colors.items() if label]
     if handles: ax.legend(handles=handles, loc='lower left', bbox_to_anchor=(0, 1), ncols=6, handlelength=.8)
 
-# %% ../../nbs/core/150_plots.ipynb #573cc339
+# %% ../../nbs/core/150_plots.ipynb #50392f05
+def _rows(ax:Any, rows:dict[str, list[tuple[float, float, str]]], colors:dict[str, str], duration:float)->float:
+    y, ticks = 0., []
+    for row in rows.values():
+        lane = lanes(row)
+        for event, i in zip(row, lane, strict=True): _bar(ax, y + .8*i, event, colors[event[2]], duration)
+        high = .8*max(lane, default=0)
+        ticks.append(y + high/2)
+        y += high + 1.1
+    ax.set_yticks(ticks, list(rows))
+    return y
+
+# %% ../../nbs/core/150_plots.ipynb #7c5a46ad
 def plot_timeline(
     events_by_row:Mapping[str, Sequence[Any]], # Row → events: dicts with start, end (s) and label, or tuples
     duration:float, # Length of the axis, s
@@ -164,11 +189,11 @@ def plot_timeline(
     labels = dict.fromkeys(label for row in rows.values() for *_, label in row)
     colors = {label: PALETTE[i % len(PALETTE)] for i, label in enumerate(labels)}
     with house_style():
-        fig, ax = canvas(8, .95 + .42*max(len(rows), 1))
-        for y, row in enumerate(rows.values()): _bars(ax, y, row, colors, duration)
-        ax.set(xlim=(0, duration), ylim=(len(rows) - .4, -.6), xlabel='seconds' if duration < 120 else 'min : s')
-        ax.set_yticks(range(len(rows)), list(rows)); ax.tick_params(axis='y', length=0)
+        fig, ax = canvas(8, 1)
+        height = _rows(ax, rows, colors, duration)
+        fig.set_figheight(.95 + .38*height)
+        ax.set(xlim=(0, duration), ylim=(height - .6, -.6), xlabel='seconds' if duration < 120 else 'min : s')
         if duration >= 120: ax.xaxis.set_major_formatter(clock)
-        ax.grid(axis='x'); ax.spines['left'].set_visible(False)
+        ax.grid(axis='x'); ax.spines['left'].set_visible(False); ax.tick_params(axis='y', length=0)
         _legend(ax, colors)
     return fig

@@ -112,7 +112,7 @@ def tidy(
     if isinstance(value, bool): return 'yes' if value else 'no'
     number = float(value)
     whole = math.isfinite(number) and (number.is_integer() or abs(number) >= 1000)
-    return f'{number:,.0f}' if whole else f'{number:.3g}'
+    return (f'{number:,.0f}' if whole else f'{number:.3g}').replace('-', '−')
 
 # %% ../../nbs/core/160_report.ipynb #24c02de2
 FACTS = """<dl class="facts">
@@ -121,7 +121,7 @@ FACTS = """<dl class="facts">
 {% endfor %}</dl>"""
 TABLE = """<figure class="table"><div class="scroll" tabindex="0"><table>
 <thead><tr>{% for c in columns %}<th scope="col"{{kind[c]}}>{{c}}</th>{% endfor %}</tr></thead>
-<tbody>{% for row in rows %}<tr>{% for c in columns %}<td{{kind[c]}}>{{row[c]}}</td>{% endfor %}</tr>
+<tbody>{% for row in rows %}<tr>{% for cell in row %}<td{{kind[columns[loop.index0]]}}>{{cell}}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>{% if caption %}<figcaption>{{caption}}</figcaption>{% endif %}</figure>"""
 FIGURE = """<figure><div class="plot" role="img" aria-label="{{alt}}" tabindex="0">{{plot}}</div>
 {% if caption %}<figcaption>{{caption}}</figcaption>{% endif %}</figure>"""
@@ -145,6 +145,16 @@ def text_block(
 # %% ../../nbs/core/160_report.ipynb #7ded44d9
 def _is_number(value:Any)->bool: return isinstance(value, Real) and not isinstance(value, bool)
 
+def _three(value:Any, text:str)->str: return text if text == '–' or not abs(value) < 1000 else f'{value:#.3g}'.replace('-', '−')
+
+def _column(values:Sequence[Any])->tuple[list[Any], str]:
+    texts = [tidy(v) for v in values]
+    there = [v for v, text in zip(values, texts, strict=True) if text != '–']
+    if not there or not all(map(_is_number, there)): return texts, ''
+    if all(text == '–' or not re.search(r'[.e]', text) for text in texts): return texts, ' class="n"'
+    return list(map(_three, values, texts)), ' class="n"'
+
+# %% ../../nbs/core/160_report.ipynb #ed240caf
 def table_block(
     rows:Any, # A list of dicts, or a pandas DataFrame
     caption:str='', # What the table shows
@@ -152,9 +162,9 @@ def table_block(
     "Rows as a table."
     if hasattr(rows, 'to_dict'): rows = rows.to_dict('records')
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    kind = {c: '' if any(not _is_number(row[c]) for row in rows if row.get(c) is not None) else _markup(' class="n"')
-            for c in columns}
-    cells = [{c: tidy(row.get(c)) for c in columns} for row in rows]
+    done = {c: _column([row.get(c) for row in rows]) for c in columns}
+    kind = {c: _markup(kind) for c, (_, kind) in done.items()}
+    cells = zip(*(texts for texts, _ in done.values()), strict=True)
     return _render(TABLE, columns=columns, kind=kind, rows=cells, caption=caption)
 
 # %% ../../nbs/core/160_report.ipynb #b473b6b4

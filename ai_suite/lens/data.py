@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENDINGS', 'SMALL', 'FEWEST', 'MAX_BYTES', 'MAX_PIXELS', 'FORMATS', 'name_of', 'photos_in', 'layout', 'misplaced',
-           'look', 'too_few', 'twins', 'hints', 'inspect']
+           'spelt_twice', 'look', 'too_few', 'twins', 'hints', 'inspect']
 
 # %% ../../nbs/lens/10_data.ipynb #b6a2e605
 import warnings as python_warnings
@@ -24,19 +24,19 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".heic", ".heif")  # Photos
 SMALL = 224  # A shorter side below this many pixels is less than a backbone sees
 FEWEST = 3  # An exhibit with fewer photos cannot be split for training and testing
 
-
+# %% ../../nbs/lens/10_data.ipynb #8a4ddcd4
 def name_of(
     path: Path,  # A file or folder
 ) -> str:  # Its name in one spelling (NFC)
     "The name of a place or exhibit, however the disk spells it."
     return normalize("NFC", path.name)
 
-
+# %% ../../nbs/lens/10_data.ipynb #95ba64db
 def _children(folder: Path, folders: bool) -> list[Path]:
     hidden = lambda p: p.name.startswith((".", "__"))
     return sorted((p for p in folder.iterdir() if p.is_dir() == folders and not hidden(p)), key=name_of)
 
-
+# %% ../../nbs/lens/10_data.ipynb #0ffbee6a
 def photos_in(
     folder: Path,  # A folder
 ) -> list[Path]:  # The photos that lie in it, not deeper
@@ -62,11 +62,11 @@ def layout(
     expect(found, "E100", f"{root} is not laid out as place/item/*.jpg: {why}", "put each photo into data/place/item/")
     return dict(found)
 
-# %% ../../nbs/lens/10_data.ipynb #8bb1c306
+# %% ../../nbs/lens/10_data.ipynb #9d5a5434
 def misplaced(
     data_root: str | Path,  # The folder that holds the places
 ) -> list[dict[str, str]]:  # Findings, code E100
-    "Photos above or below the level of exhibits, and names that are two folders."
+    "Photos above or below the level of exhibits."
     root, errors = Path(data_root), []
     places = _children(root, True)
     items = [i for p in places for i in _children(p, True)]
@@ -77,18 +77,23 @@ def misplaced(
     if deep:
         meant = root / deep[0].parts[0]
         errors.append(finding("E100", f"{len(deep)} photos one folder too deep: {sample(deep)}", f"did you mean --data-root {meant}?"))
-    for kind in (places, items):
-        names = Counter((name_of(p.parent) if p in items else "", name_of(p)) for p in kind)
-        twice = [n for (_, n), k in names.items() if k > 1]
-        if twice:
-            errors.append(finding("E100", f"two folders spell the same name: {sample(twice)}", "merge them into one"))
     return errors
 
-# %% ../../nbs/lens/10_data.ipynb #ee2dd9fd
+# %% ../../nbs/lens/10_data.ipynb #de1239eb
+def spelt_twice(
+    data_root: str | Path,  # The folder that holds the places
+) -> list[dict[str, str]]:  # Findings, code E100
+    "Names that two folders spell in two ways; their photos are read as one."
+    places = _children(Path(data_root), True)
+    names = Counter(map(name_of, places)) + Counter(f"{name_of(p)}/{name_of(i)}" for p in places for i in _children(p, True))
+    twice = [name for name, n in names.items() if n > 1]
+    return [finding("E100", f"two folders spell the same name: {sample(twice)}", "merge them into one")] if twice else []
+
+# %% ../../nbs/lens/10_data.ipynb #5aec9650
 MAX_BYTES, MAX_PIXELS = 1 << 26, 1 << 27  # Largest photo: 64 MB, 134 megapixels
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "HEIF")  # What is opened at all
 
-
+# %% ../../nbs/lens/10_data.ipynb #a22ea30e
 def look(
     path: str | Path,  # A photo
 ) -> dict[str, int]:  # width, height (pixels as stored), orientation (EXIF, 1 is upright)
@@ -106,12 +111,12 @@ def look(
     except Exception as e:
         raise SuiteError("E102", f"{file.name} is no readable photo: {_reason(e, file)}", "copy it again, or remove it") from e
 
-
+# %% ../../nbs/lens/10_data.ipynb #3d251b60
 def _reason(e: Exception, file: Path) -> str:
     empty = file.stat().st_size == 0
     return "it is empty" if empty else str(e).replace(f"image file {str(file)!r}", "it").replace(repr(str(file)), "it").replace(str(file), "the file").rstrip(".")[:120]
 
-
+# %% ../../nbs/lens/10_data.ipynb #19c25d6d
 def _decoded(pil: Any, file: Path) -> dict[str, int]:
     pil.init()
     formats = [f for f in FORMATS if f in pil.OPEN]
@@ -125,7 +130,7 @@ def _decoded(pil: Any, file: Path) -> dict[str, int]:
         im.load()
     return {"width": width, "height": height, "orientation": orientation if 1 <= orientation <= 8 else 1}
 
-# %% ../../nbs/lens/10_data.ipynb #aae8853f
+# %% ../../nbs/lens/10_data.ipynb #3513a99f
 def _opened(
     places: dict[str, dict[str, list[Path]]],  # From `layout`
 ) -> Iterator[tuple[str, str, Path, dict[str, Any]]]:  # Place, exhibit, photo, what `look` says or {"error": …}
@@ -137,7 +142,7 @@ def _opened(
             what = e.what if e.what.startswith(file.name) else f"{file.name}: {e.what}"
             yield place, item, file, {"error": finding(e.code, f"{place}/{item}/{what}", e.fix)}
 
-
+# %% ../../nbs/lens/10_data.ipynb #04fae61d
 def too_few(
     counts: dict[str, dict[str, int]],  # Place to exhibit to number of readable photos
     min_images: int,  # Photos that an exhibit should have
@@ -193,4 +198,4 @@ def inspect(
     poor = hints([info for _, info in good], list(readable.values()))
     return {"places": counts, "items": sum(map(len, counts.values())), "images": len(good),
             "rotated": sum(info["orientation"] != 1 for _, info in good),
-            "errors": misplaced(data_root) + few + conflicts + broken, "warnings": below + copies + poor}
+            "errors": misplaced(data_root) + few + conflicts + broken, "warnings": below + spelt_twice(data_root) + copies + poor}

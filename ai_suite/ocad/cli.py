@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['main', 'check']
 
-# %% ../../nbs/ocad/180_cli.ipynb #398362da
+# %% ../../nbs/ocad/180_cli.ipynb #0505842d
 from typing import Any
 
 from ..core.cli import group
-from .series import read_series, summary
 
 # %% ../../nbs/ocad/180_cli.ipynb #d13391e9
 def check(
@@ -21,6 +20,8 @@ def check(
     pretty: bool = False,  # Indent the JSON?
 ) -> dict[str, Any]:  # endpoints, metrics, rows, start, end, interval_s, duplicates, out_of_order, timeouts, gaps, …
     "Read measurements and count times, time-outs, duplicates, gaps and unusable rows."
+    from ai_suite.ocad.series import read_series, summary
+
     return summary(*read_series(data, endpoint_column, time_column, metrics or ()))
 
 # %% ../../nbs/ocad/180_cli.ipynb #4256ccf3

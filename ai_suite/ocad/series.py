@@ -57,23 +57,23 @@ def times(
     pd = need("pandas", "core-ml")
     if pd.api.types.is_datetime64_any_dtype(column):
         return pd.to_datetime(column, utc=True).dt.as_unit("ms")
-    text = column.astype(str).str.strip()
+    text = column.astype(str).str.strip().reset_index(drop=True)
     plain_iso = text.str.match(r"\d{4}-\d\d-\d\d[T ]\d\d:")  # by far the most common, and pandas reads it fast
     found = pd.to_datetime(text.where(plain_iso), format="ISO8601", utc=True, errors="coerce").dt.as_unit("ms")
     if found.isna().any():
         found = found.fillna(_counted(text))
+    other = text[~plain_iso & (found.isna() | text.str.len().isin((8, 14)))]
     for pattern in _PATTERNS.values():
-        hit = found.isna() | text.str.len().isin((8, 14))
-        hit &= text.str.fullmatch(pattern)
-        if hit.any():
-            found[hit] = _written(text[hit], pattern).astype(found.dtype)
-    return found.dt.as_unit("ms")
+        hit = other[other.str.fullmatch(pattern)]
+        if len(hit):
+            found[hit.index] = _written(hit, pattern).astype(found.dtype)
+    return found.dt.as_unit("ms").set_axis(column.index)
 
 # %% ../../nbs/ocad/20_series.ipynb #bfc36af1
 NOT_METRICS = ("label", "kind")  # Columns that never hold measurements
 NO_ANSWER = ("", "nan", "null", "none", "na", "n/a", "<na>", "-", "*", "timeout", "timed out")  # Time-outs, in small letters
 
-
+# %% ../../nbs/ocad/20_series.ipynb #7946eb3a
 def numbers(
     column: "pd.Series",  # Values as text or numbers
 ) -> "tuple[np.ndarray, np.ndarray]":  # (n,) float64, NaN for time-outs; (n,) bool, True where the text is no number
@@ -88,10 +88,10 @@ def numbers(
         values[values < 0] = np.nan
     return values, wrong
 
-# %% ../../nbs/ocad/20_series.ipynb #c7d0f951
+# %% ../../nbs/ocad/20_series.ipynb #56930232
 TIME_COLUMNS = ("timestamp", "time", "datetime", "date_time", "epoch", "ts", "date")  # Looked for in this order
 
-
+# %% ../../nbs/ocad/20_series.ipynb #51c8aa8e
 def time_column(
     columns: Sequence[str],  # Columns of a table
 ) -> str | None:  # The one that holds times
@@ -99,7 +99,7 @@ def time_column(
     by_name = {c.lower(): c for c in reversed(columns)}
     return next((by_name[name] for name in TIME_COLUMNS if name in by_name), None)
 
-
+# %% ../../nbs/ocad/20_series.ipynb #1c964794
 def metric_columns(
     table: "pd.DataFrame",  # A table as it was read
     others: Sequence[str],  # Columns with another role
@@ -109,7 +109,7 @@ def metric_columns(
     free = [c for c in table.columns if str(c).lower() not in taken and not str(c).startswith("Unnamed: ")]
     return [c for c in free if _mostly_numbers(table[c])]
 
-
+# %% ../../nbs/ocad/20_series.ipynb #0e08ff13
 def _mostly_numbers(column: "pd.Series") -> bool:
     values, wrong = numbers(column)
     return bool(np.isfinite(values).sum() > wrong.sum())
@@ -132,14 +132,14 @@ def from_wide(
     head = {"timestamp": stamp, "endpoint": name, "usable": usable}
     return pd.DataFrame(head | {m: values for m, (values, _) in read.items()})
 
-# %% ../../nbs/ocad/20_series.ipynb #d14aee5d
+# %% ../../nbs/ocad/20_series.ipynb #ba90cab4
 def is_long(
     table: "pd.DataFrame",  # A table as it was read
 ) -> str | None:  # The column that names the metric, or None for a wide table
     "Does one column name the metrics and another hold the values?"
     return next((c for c in ("metric", "metric_type") if c in table.columns and "value" in table.columns), None)
 
-
+# %% ../../nbs/ocad/20_series.ipynb #7a83acc6
 def fold(
     table: "pd.DataFrame",  # A long table
     keys: Sequence[str],  # Columns that tell samples apart: time, endpoint
@@ -181,23 +181,23 @@ def read_file(
     asked = table[chosen].notna() if name else table[chosen].notna() | True
     return frame, Counter({m: int((frame[m].isna() & asked[m] & frame.usable).sum()) for m in chosen})
 
-# %% ../../nbs/ocad/20_series.ipynb #faaa9420
-ENDINGS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".txt", ".parquet")  # Files that are read in a folder
+# %% ../../nbs/ocad/20_series.ipynb #bd35544e
+ENDINGS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")  # Files that are read in a folder
 
-
+# %% ../../nbs/ocad/20_series.ipynb #eec3fd7f
 def _stem(path: Path, root: Path) -> str:
     name = path.relative_to(root).as_posix() if path != root else path.name
     return normalize("NFC", next((name[: -len(e)] for e in sorted(ENDINGS, key=len)[::-1] if name.lower().endswith(e)), name))
 
-
+# %% ../../nbs/ocad/20_series.ipynb #6cd11c96
 def files_of(
     data: str | Path,  # A file or folder
 ) -> Iterator[tuple[Path, str]]:  # Each file and its endpoint's name
     "The tables to read: E101 when there is nothing, E104 when no file is a table."
     root = Path(data)
-    expect(root.exists(), "E101", f"{root} does not exist")
     if root.is_file():
         return iter([(root, _stem(root, root))])
+    expect(root.is_dir(), "E101", f"{root} is neither a file nor a folder")
     inside = (p for p in sorted(root.rglob("*")) if not any(q.startswith(".") for q in p.relative_to(root).parts))
     found = [p for p in inside if p.is_file() and p.name.lower().endswith(ENDINGS)]
     expect(found, "E104", f"{root} holds no {', '.join(ENDINGS)} file")
@@ -224,9 +224,9 @@ def read_series(
             continue
         frames.append(frame)
         silent.update(timeouts)
-    for e in passed[:5]:
-        say(f"passed over: {e}")
-    expect(frames, "E104", f"{data} holds no table of measurements; {sample(e.what for e in passed)}")
+    for error in passed[:5]:
+        say(f"passed over: {error}")
+    expect(frames, "E104", f"{data} holds no table of measurements; {sample((error.what for error in passed), 1)}")
     return pd.concat(frames, ignore_index=True), silent
 
 # %% ../../nbs/ocad/20_series.ipynb #30dfcdb5
@@ -243,7 +243,7 @@ def gaps_of(
     "Steps longer than `GAP` times the median."
     return steps[steps > GAP * np.median(steps)] if len(steps) else steps
 
-# %% ../../nbs/ocad/20_series.ipynb #9f9b7b62
+# %% ../../nbs/ocad/20_series.ipynb #b2531e4d
 def summary(
     frame: "pd.DataFrame",  # From `read_series`
     timeouts: "Counter[str]",  # From `read_series`
@@ -255,7 +255,7 @@ def summary(
     steps = [_steps(stamps) for _, stamps in by_endpoint]
     gaps, spans = [gaps_of(s) for s in steps], [float(np.median(s)) for s in steps if len(s)]
     return {
-        "endpoints": list(dict.fromkeys(good.endpoint)), "metrics": [c for c in frame.columns[3:]], "rows": len(frame),
+        "endpoints": list(dict.fromkeys(good.endpoint)), "metrics": list(frame.columns[3:]), "rows": len(frame),
         "start": _iso(good.timestamp.min()), "end": _iso(good.timestamp.max()),
         "interval_s": float(np.median(spans)) if spans else None,
         "duplicates": int(good.duplicated(["endpoint", "timestamp"]).sum()),
@@ -265,7 +265,7 @@ def summary(
         "unusable_rows": int((~frame.usable).sum()),
     }
 
-
+# %% ../../nbs/ocad/20_series.ipynb #7b8bc2bc
 def _iso(stamp: "pd.Timestamp") -> str:
     return stamp.isoformat(timespec="milliseconds" if stamp.microsecond else "seconds").replace("+00:00", "Z")
 

@@ -12,7 +12,6 @@ from typing import Any
 from ..core.check import verdict
 from ..core.cli import group
 from ..core.errors import expect
-from .data import check_metadata, check_pairs, index, read_metadata, read_pairs
 
 # %% ../../nbs/ranking/100_cli.ipynb #94f88f8d
 def check(
@@ -24,6 +23,8 @@ def check(
     pretty: bool = False,  # Indent the JSON?
 ) -> Iterator[Mapping[str, Any]]:  # Counts, missing, errors, warnings
     "Count tiers, groups and votes, and find the pictures that are missing."
+    from ai_suite.ranking.data import check_metadata, check_pairs, index, read_metadata, read_pairs
+
     expect((metadata is None) != (pairs is None), "E301", "exactly one of --metadata and --pairs is wanted", "give one of them")
     expect(not (tier_order and pairs), "E301", "--tier-order belongs to --metadata", "leave it out")
     there = index(data_dir)

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..core.check import finding, read_table, require, sample
 from ..core.config import nearest
-from ..core.errors import SuiteError, expect, need
+from ..core.errors import expect, need
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # %% ../../nbs/ranking/30_data.ipynb #01537997
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".heic")  # Pictures
 
-
+# %% ../../nbs/ranking/30_data.ipynb #098d1207
 def index(
     data_dir: str | Path,  # Folder of pictures
 ) -> dict[str, str]:  # Every name that means one picture, to its path inside the folder
@@ -42,7 +42,7 @@ def index(
             short[name] = path
     return {n: p for n, p in short.items() if names[n] == 1} | by_path
 
-
+# %% ../../nbs/ranking/30_data.ipynb #35a250a8
 def spelt(
     names: "pd.Series",  # Names of pictures in a table
 ) -> "pd.Series":  # The same in one spelling
@@ -78,14 +78,14 @@ def read_metadata(
         require(table, "tier", name)
     expect(len(set(tier_order)) == len(tier_order), "E301", "--tier-order names a tier twice", "name each once, best first")
     value = _values(table, tier_order, name)
-    label = table.get("tier", table.get("score")).astype(str).str.strip()
+    label = table["tier" if "tier" in table.columns else "score"].astype(str).str.strip()
     group = table.get("group", pd.Series("", index=table.index)).astype(str).str.strip()
     return pd.DataFrame({"filename": spelt(table.filename), "tier": label, "value": value, "group": group})
 
-# %% ../../nbs/ranking/30_data.ipynb #3ad3d3e0
+# %% ../../nbs/ranking/30_data.ipynb #ed04d44d
 SPELLINGS = {"im1": "left", "im2": "right", "w1": "left_votes", "w2": "right_votes"}  # Columns of other tools
 
-
+# %% ../../nbs/ranking/30_data.ipynb #17d03f3e
 def _count(table: "pd.DataFrame", column: str, name: str) -> "pd.Series":
     pd = need("pandas", "core-ml")
     text = table[column].astype(str).str.strip()
@@ -94,7 +94,7 @@ def _count(table: "pd.DataFrame", column: str, name: str) -> "pd.Series":
     expect(not len(bad), "E103", f"{name}: {column} is {sample(map(repr, bad.unique()))}", "write whole numbers of votes, 0 or more")
     return votes.astype(np.int64)
 
-
+# %% ../../nbs/ranking/30_data.ipynb #bb11822b
 def _preferred(table: "pd.DataFrame", name: str) -> "dict[str, pd.Series]":
     side = table.preferred.astype(str).str.strip().str.lower()
     unknown = sorted(set(side) - {"left", "right", "tie"})
@@ -158,7 +158,7 @@ def check_metadata(
     spread = {"tiers": named} if len(named) <= 50 else {"tiers": {}, "score_range": [tiers.value.min(), tiers.value.max()]}
     return {"images": tiers.filename.nunique(), **spread, "groups": groups, "comparisons": n, "missing": lost, "errors": errors, "warnings": warn}
 
-# %% ../../nbs/ranking/30_data.ipynb #fc1abee0
+# %% ../../nbs/ranking/30_data.ipynb #73bdbe5c
 def check_pairs(
     votes: "pd.DataFrame",  # From `read_pairs`
     there: dict[str, str],  # From `index`
@@ -180,7 +180,7 @@ def check_pairs(
             "ties": int(votes.ties.sum()), "comparisons": len(decided), "missing": lost, "unknown_pairs": len(unknown),
             "contradicted": contradicted(votes), "errors": errors, "warnings": warn}
 
-
+# %% ../../nbs/ranking/30_data.ipynb #91c2566c
 def contradicted(
     votes: "pd.DataFrame",  # From `read_pairs`
 ) -> int:  # Unordered pairs with votes for both sides

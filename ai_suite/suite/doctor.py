@@ -34,7 +34,7 @@ def _own() -> importlib.metadata.Distribution:
         expect(False, "E600", "ai-suite is not installed, only its files are here", "pip install -e .")
         raise
 
-
+# %% ../../nbs/suite/20_doctor.ipynb #ace17ae9
 def extras() -> dict[str, list[str]]:  # Extra to names of packages, with those of the extras it names
     "The packages of each extra."
     rows = [re.match(r'([\w.\-]+)(?:\[([\w,\-]+)\])?[^;]*; extra == "([\w\-]+)"', r) for r in _own().requires or []]
@@ -48,7 +48,7 @@ def extras() -> dict[str, list[str]]:  # Extra to names of packages, with those 
 
     return {extra: packages(extra) for extra in direct}
 
-# %% ../../nbs/suite/20_doctor.ipynb #6d6ae433
+# %% ../../nbs/suite/20_doctor.ipynb #b4715770
 SYSTEMS = {
     "behavior": "labelled actions in videos, from pose",
     "tasks": "which task goes on in each frame of a video",
@@ -60,7 +60,7 @@ SYSTEMS = {
 
 TWINS = {"opencv-python": "opencv-contrib-python"}  # Package to another one that holds all of it
 
-
+# %% ../../nbs/suite/20_doctor.ipynb #89087e60
 def missing(
     packages: list[str],  # Names of distributions
 ) -> list[str]:  # Those that are not installed
@@ -72,7 +72,7 @@ def missing(
             return False
     return [p for p in packages if not there(p) and not there(TWINS.get(p, p))]
 
-
+# %% ../../nbs/suite/20_doctor.ipynb #aee4da9c
 def parts() -> dict[str, dict[str, Any]]:  # Extra to {installed, missing, fix}
     "Which extras are complete, and what installs the others."
     leave = ("all", "dev", "bench")
@@ -98,7 +98,7 @@ def libraries() -> dict[str, bool]:  # Library to whether it loads; {} on other 
             return False
     return {name: loads(name) for name in LIBRARIES} if sys.platform.startswith("linux") else {}
 
-# %% ../../nbs/suite/20_doctor.ipynb #da1061bc
+# %% ../../nbs/suite/20_doctor.ipynb #331dbacf
 def disk(
     folder: Path,  # A folder that may not be there yet
 ) -> dict[str, Any]:  # folder, free_gb, writable
@@ -106,7 +106,7 @@ def disk(
     there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     return {"folder": str(folder), "free_gb": round(shutil.disk_usage(there).free / 1e9, 1), "writable": os.access(there, os.W_OK)}
 
-
+# %% ../../nbs/suite/20_doctor.ipynb #e752daf5
 def cuda() -> dict[str, Any]:  # torch (version or ""), available, device (name or "")
     "Whether torch can compute on a GPU; torch is imported only where it is installed."
     if importlib.util.find_spec("torch") is None:
@@ -115,15 +115,15 @@ def cuda() -> dict[str, Any]:  # torch (version or ""), available, device (name 
     ready = bool(torch.cuda.is_available())
     return {"torch": torch.__version__, "available": ready, "device": torch.cuda.get_device_name(0) if ready else ""}
 
-
+# %% ../../nbs/suite/20_doctor.ipynb #806af5c2
 def cpus() -> int:  # CPUs that this process may use
     "The number of usable CPUs."
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-# %% ../../nbs/suite/20_doctor.ipynb #15bca424
+# %% ../../nbs/suite/20_doctor.ipynb #5a4cd2d4
 ENOUGH_GB = 2.0  # Free space that a training and its cache may need
 
-
+# %% ../../nbs/suite/20_doctor.ipynb #1be612da
 def advice(
     report: dict[str, Any],  # What `doctor` found
 ) -> list[str]:  # Plain sentences, the most pressing first

@@ -11,7 +11,6 @@ from typing import Any
 
 from ..core.check import verdict
 from ..core.cli import group
-from .dataset import check as check_file
 
 # %% ../../nbs/tasks/80_cli.ipynb #ca9c7d67
 def check(
@@ -21,7 +20,9 @@ def check(
     pretty: bool = False,  # Indent the JSON?
 ) -> Iterator[Mapping[str, Any]]:  # frames, labels, segments, gaps, conflicts, duplicates, beyond, errors, warnings
     "Count labels and runs, and find gaps, contradictions and frames beyond the video."
-    return verdict(check_file(labels, video))
+    from ai_suite.tasks import dataset
+
+    return verdict(dataset.check(labels, video))
 
 # %% ../../nbs/tasks/80_cli.ipynb #d5281634
 main = group("ai-tasks", "Tasks in videos, frame by frame.", {"check": "ai_suite.tasks.cli:check"})

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.check import finding, read_table, sample
-from ..core.errors import SuiteError, expect, need
+from ..core.errors import expect, need
 from ..video.frames import probe
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def step_of(
     distances, counts = np.unique(np.diff(frames), return_counts=True)
     return int(distances[counts.argmax()]) if len(distances) else 1
 
-
+# %% ../../nbs/tasks/20_dataset.ipynb #5ece5640
 def runs(
     labels: "pd.DataFrame",  # From `read_labels`
     step: int,  # Frames that one label stands for
@@ -59,7 +59,7 @@ def runs(
     ends = np.minimum(frame[last] + step, after)
     return [{"label": str(label[a]), "start": int(frame[a]), "end": int(e)} for a, e in zip(first, ends, strict=True)]
 
-
+# %% ../../nbs/tasks/20_dataset.ipynb #cffae476
 def gaps(
     segments: list[dict[str, Any]],  # From `runs`
     n_frames: int | None = None,  # Length of the video, when known
@@ -69,7 +69,7 @@ def gaps(
     starts = [*(s["start"] for s in segments), n_frames if n_frames is not None else segments[-1]["end"]]
     return [{"start": a, "end": b} for a, b in zip(edges, starts, strict=True) if b > a]
 
-# %% ../../nbs/tasks/20_dataset.ipynb #ee04aa84
+# %% ../../nbs/tasks/20_dataset.ipynb #1957ed72
 def conflicts(
     labels: "pd.DataFrame",  # From `read_labels`
 ) -> tuple[list[int], int]:  # Frames with two different labels; rows that repeat a frame and its label
@@ -79,7 +79,7 @@ def conflicts(
     clash = [int(i) for i in kinds[kinds > 1].index]
     return clash, int(named.duplicated(["frame_index", "label"]).sum())
 
-
+# %% ../../nbs/tasks/20_dataset.ipynb #ab3961ea
 def doubts(
     labels: "pd.DataFrame",  # From `read_labels`
     segments: list[dict[str, Any]],  # From `runs`
@@ -96,7 +96,7 @@ def doubts(
              (once, "E110", f"seen in one run only: {sample(once)}", "label more of the video, or a second one")]
     return [finding(code, what, fix) for there, code, what, fix in found if there]
 
-# %% ../../nbs/tasks/20_dataset.ipynb #57a97dde
+# %% ../../nbs/tasks/20_dataset.ipynb #8e30c720
 def check_labels(
     labels: "pd.DataFrame",  # From `read_labels`
     video: dict[str, Any] | None = None,  # From `video.frames.probe`
@@ -115,7 +115,7 @@ def check_labels(
             "gaps": gaps(segments, n), "conflicts": clash, "duplicates": repeated, "beyond": len(beyond),
             "video": video, "errors": errors, "warnings": doubts(labels, segments, repeated)}
 
-
+# %% ../../nbs/tasks/20_dataset.ipynb #7701dabd
 def check(
     path: str | Path,  # A CSV file with the columns frame_index and label
     video: str | Path | None = None,  # The video that it describes
