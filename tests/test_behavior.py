@@ -115,7 +115,10 @@ def test_analyze_video(world: Path) -> None:
     assert all({"start", "end", "label", "kind", "confidence", "track"} <= set(e) for e in answer["events"])
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"frames": []}', "[[1, 2], [3]]", '[["a"]]', "[[NaN]]", "[1, 2]", '{"x": 1}'])
+BAD_JSON = ["", "{", "[]", '{"frames": []}', "[[1, 2], [3]]", '[["a"]]', "[[NaN]]", "[1, 2]", '{"x": 1}']
+
+
+@pytest.mark.parametrize("text", BAD_JSON)
 def test_bad_json(world: Path, text: str) -> None:
     path = world / "bad.json"
     path.write_text(text)
@@ -173,7 +176,8 @@ def test_window_longer_than_the_clip(world: Path, tmp_path: Path) -> None:
 
 def test_wrong_folders_and_settings(world: Path, tmp_path: Path) -> None:
     roots = ("--video-root", world / "normal/videos", "--xml-root", world / "normal/xml")
-    refused("E10", "build-dataset-normal", "--video-root", tmp_path / "no", "--xml-root", tmp_path, "--out-dir", tmp_path / "o")
+    missing = ("--video-root", tmp_path / "no", "--xml-root", tmp_path)
+    refused("E10", "build-dataset-normal", *missing, "--out-dir", tmp_path / "o")
     refused("E301", "build-dataset-normal", *roots, "--out-dir", tmp_path / "o", "--overlap", "2")
     refused("E105", "build-dataset-normal", *roots, "--out-dir", tmp_path / "o", "--labels", "swim")
     refused("E301", "build-dataset-normal", *roots)
@@ -201,8 +205,9 @@ def test_labels_of_two_kinds_clash(world: Path, tmp_path: Path) -> None:
 
 
 def test_interrupted_training_resumes(world: Path, tmp_path: Path) -> None:
-    line = [str(BIN / "train-lstm-model"), "--data-dir", str(world / "data/normal"), str(world / "data/anomaly"), "--epochs", "400",
-            "--patience", "400", "--batch", "8", "--device", "cpu", "--val-ratio", "0.4", "--save", str(tmp_path / "m.pt")]
+    line = [str(BIN / "train-lstm-model"), "--data-dir", str(world / "data/normal"), str(world / "data/anomaly"),
+            "--epochs", "400", "--patience", "400", "--batch", "8", "--device", "cpu", "--val-ratio", "0.4",
+            "--save", str(tmp_path / "m.pt")]
     job = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     kept, began = tmp_path / "m/checkpoint/checkpoint.pt", time.time()
     while not kept.exists() and time.time() - began < 90:
@@ -215,8 +220,8 @@ def test_interrupted_training_resumes(world: Path, tmp_path: Path) -> None:
 
 
 def test_same_seed_same_model(world: Path, tmp_path: Path) -> None:
-    answers = [good("train-lstm-model", "--data-dir", world / "data/normal", world / "data/anomaly", "--epochs", 2, "--device", "cpu",
-                    "--val-ratio", 0.4, "--seed", 3, "--save", tmp_path / f"{k}.pt") for k in "ab"]
+    answers = [good("train-lstm-model", "--data-dir", world / "data/normal", world / "data/anomaly", "--epochs", 2,
+                    "--device", "cpu", "--val-ratio", 0.4, "--seed", 3, "--save", tmp_path / f"{k}.pt") for k in "ab"]
     assert answers[0]["thresholds"] == answers[1]["thresholds"]
     a, b = ((tmp_path / k / "model.safetensors").read_bytes() for k in "ab")
     assert a == b
@@ -224,7 +229,8 @@ def test_same_seed_same_model(world: Path, tmp_path: Path) -> None:
 
 def test_config_file_gives_defaults(world: Path, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("epochs: 1\nval-ratio: 0.4\nlr: 3e-3\ndevice: cpu\n")
-    answer = good("train-lstm-model", "--config", tmp_path / "c.yaml", "--data-dir", world / "data/normal", "--save", tmp_path / "m.pt")
+    answer = good("train-lstm-model", "--config", tmp_path / "c.yaml", "--data-dir", world / "data/normal",
+                  "--save", tmp_path / "m.pt")
     assert answer["labels"] == ["crouch", "reach", "walk"]
 
 
