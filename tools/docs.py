@@ -352,7 +352,12 @@ def build_with_quarto() -> None:
 
     processors._do_eval, serve.FilterDefaults = needs_run, Processors
     nbdev_docs.__wrapped__(n_workers=0)
-    for name in ("LICENSE", "NOTICE"): shutil.copy(ROOT / name, SITE / FILES[name])
+    start = SITE / "index.html"
+    text = start.read_text(encoding="utf-8")
+    for name in FILES:
+        shutil.copy(ROOT / name, SITE / f"{name}.txt")
+        text = text.replace(f'href="../{name}"', f'href="{name}.txt"')
+    start.write_text(text, encoding="utf-8")
 
 
 def build_site() -> None:

@@ -203,7 +203,7 @@ def make_clip(
     seed: Sequence[int],  # Numbers that determine the clip
     size: tuple[int, int] = (384, 288),  # Width and height, pixels
     fps: float = 12.0,  # Frames per second
-    seconds: float = 4.2,  # Length
+    seconds: float = 4.0,  # Length
 ) -> Path:  # The video
     "Generate one clip with its CVAT XML."
     from ai_suite.video.frames import write_video

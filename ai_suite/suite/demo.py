@@ -20,7 +20,7 @@ from ..core.errors import SuiteError, expect
 
 # %% ../../nbs/suite/10_demo.ipynb #cd627219
 SCALES = {  # clips: normal and anomaly for training, for the test; most epochs
-    "full": {"normal": 44, "anomaly": 22, "test": 42, "epochs": 40},
+    "full": {"normal": 40, "anomaly": 20, "test": 36, "epochs": 40},
     "small": {"normal": 10, "anomaly": 4, "test": 6, "epochs": 2},
 }
 TRAIN: dict[str, Any] = {"person": "beige", "scenes": ["pagoda", "roof", "taxis", "fence"]}
