@@ -47,7 +47,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 *clip_jobs(root / "anomaly", 4, ["fall"], "beige", ["pagoda", "fence"], seed=1)], workers=1)
     for kind in ("normal", "anomaly"):
         good(f"build-dataset-{kind}", "--video-root", root / kind / "videos", "--xml-root", root / kind / "xml",
-             "--out-dir", root / "data" / kind, "--stride", 6, "--workers", 1)
+             "--out-dir", root / "data" / kind, "--stride", 6, "--workers", 1,
+             *(["--normal-labels", "walk"] if kind == "anomaly" else []))
     good("train-lstm-model", "--data-dir", root / "data/normal", root / "data/anomaly", "--epochs", 1, "--batch", 16,
          "--device", "cpu", "--val-ratio", 0.4, "--save", root / "model/m.pt")
     return root
@@ -71,7 +72,8 @@ def test_dataset_folder(world: Path) -> None:
         assert len(X) == len(Y) == len(groups) and groups.dtype.kind == "U"
         wanted = {"labels", "label_kinds", "feature_names", "window_size", "stride", "overlap", "fps", "resize_w",
                   "model_complexity", "videos", "skipped"}
-        assert wanted <= set(meta) and set(meta["label_kinds"].values()) == {kind} and len(meta["feature_names"]) == 132
+        assert wanted <= set(meta) and kind in meta["label_kinds"].values() and len(meta["feature_names"]) == 132
+        assert meta["label_kinds"].get("fall", "anomaly") == "anomaly" and meta["label_kinds"].get("walk") != "anomaly"
     assert np.load(world / "data/anomaly/Y.npy").any() and not np.load(world / "data/anomaly/Y.npy").all()
 
 
@@ -129,6 +131,33 @@ def test_wrong_width(world: Path) -> None:
     path = world / "narrow.json"
     path.write_text("[[1, 2, 3]]")
     refused("E203", "run-lstm-inference", "-c", world / "model/m.pt", "-i", path, "-d", "cpu")
+
+
+def test_landmarks_beyond_reason(world: Path) -> None:
+    path = frames(world, name="huge.json")
+    rows = json.loads(path.read_text())["frames"]
+    rows[3][44] = 1e20
+    path.write_text(json.dumps(rows))
+    refused("E103", "run-lstm-inference", "-c", world / "model/m.pt", "-i", path, "-d", "cpu")
+
+
+def test_same_video_on_both_sides_is_refused(world: Path) -> None:
+    from ai_suite.behavior.evaluate import evaluate
+    from ai_suite.core.errors import SuiteError
+
+    with pytest.raises(SuiteError, match="E105"):
+        evaluate(world / "model/m.pt", [world / "data/normal", world / "data/anomaly"], world / "data/anomaly", n=10)
+
+
+def test_a_second_demo_starts_anew(tmp_path: Path) -> None:
+    from ai_suite.suite import demo
+
+    plan = {"normal": 1, "anomaly": 1, "test": 1}
+    (tmp_path / "train_normal/videos").mkdir(parents=True)
+    (tmp_path / "train_normal/videos/old.mp4").write_bytes(b"x")
+    assert demo.generate(tmp_path, plan, seed=0, workers=1) == 3
+    made = sorted(p.name for p in tmp_path.glob("*/videos/*"))
+    assert made == ["fall_beige_000.mp4", "walk_beige_000.mp4", "walk_black_000.mp4"]
 
 
 def test_hostile_model_files(world: Path, tmp_path: Path) -> None:

@@ -6,9 +6,9 @@
 __all__ = ['normal_starts', 'anomaly_starts', 'intervals_of_job', 'windows_of', 'kinds_of', 'check_settings', 'collected',
            'build']
 
-# %% ../../nbs/behavior/20_dataset.ipynb #2a1e91b1
+# %% ../../nbs/behavior/20_dataset.ipynb #d5af4463
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +18,7 @@ from unicodedata import normalize
 import numpy as np
 
 from .cvat import Job, pair
-from ..core.cache import Store, write_json, writing
+from ..core.cache import Store, file_hash, write_json, writing
 from ..core.cli import progress, say
 from ..core.errors import SuiteError, expect
 from ..core.windows import WindowWriter, coverage, label_windows, pad_to, sliding, starts
@@ -98,9 +98,9 @@ def windows_of(
         first = anomaly_starts(events, len(x), size, stride, overlap)
     return sliding(x, size, 1)[first], label_windows(first, size, intervals, list(kinds), overlap)
 
-# %% ../../nbs/behavior/20_dataset.ipynb #02903550
+# %% ../../nbs/behavior/20_dataset.ipynb #51e7b511
 def kinds_of(
-    jobs: Iterable[Job],  # All annotated videos
+    jobs: Sequence[Job],  # All annotated videos
     kind: str,  # "normal" or "anomaly"
     labels: Sequence[str] | None = None,  # Labels to keep; all that occur when not given
     other_labels: Sequence[str] | None = None,  # Labels of the other kind
@@ -108,7 +108,8 @@ def kinds_of(
     "Which labels there are and of which kind."
     other = "anomaly" if kind == "normal" else "normal"
     seen = {i.label for job in jobs for i in job.intervals}
-    missing = sorted(set(labels or ()) - seen)
+    declared = {label for job in jobs for label in job.labels}
+    missing = sorted((set(labels or ()) - seen) | (set(other_labels or ()) - seen - declared))
     expect(not missing, "E105", f"no interval is labelled {', '.join(missing)}", f"the files hold: {', '.join(sorted(seen))}")
     chosen = set(labels or seen) | (set(other_labels or ()) & seen)
     expect(chosen, "E104", "no interval carries a label", "check that the tracks of the XML have an end (outside=1)")
@@ -119,8 +120,10 @@ def check_settings(
     stride: int,  # Frames
     overlap: float,  # Share, above 0 up to 1
     background: float,  # Windows without label for each labelled one
+    seed: int,  # Of the draws
 ) -> None:
     "Stop at settings that make no sense."
+    expect(seed >= 0, "E301", f"seed is {seed}", "use 0 or more")
     expect(window_size >= 2, "E301", f"window_size is {window_size}", "use at least 2 frames")
     expect(stride >= 1, "E301", f"stride is {stride}", "use at least 1 frame")
     expect(0 < overlap <= 1, "E301", f"overlap is {overlap}", "use a share above 0 and up to 1")
@@ -141,7 +144,7 @@ def collected(
             for file in sorted(Path(stage).iterdir(), key=lambda f: f.name == last):
                 os.replace(file, folder / file.name)
 
-# %% ../../nbs/behavior/20_dataset.ipynb #6da63a14
+# %% ../../nbs/behavior/20_dataset.ipynb #018eaa03
 def build(
     kind: str,  # "normal" or "anomaly"
     video_root: str | Path,  # Folder of videos
@@ -160,11 +163,11 @@ def build(
     seed: int = 0,  # Draws the windows without label
 ) -> dict[str, Any]:  # What `meta.json` holds
     "Build a dataset from a folder of videos and one of XML files."
-    check_settings(window_size, stride, overlap, background)
+    check_settings(window_size, stride, overlap, background, seed)
     pairs, problems = pair(video_root, xml_root)
     skipped = [{"video": p["file"], **{k: p[k] for k in ("code", "what", "fix")}} for p in problems]
     expect(pairs, "E104", "no XML file belongs to a video", "; ".join(p["what"] for p in problems[:3]) or None)
-    kinds = kinds_of((job for _, job in pairs), kind, labels, other_labels)
+    kinds = kinds_of([job for _, job in pairs], kind, labels, other_labels)
     settings = dict(window_size=window_size, stride=stride, overlap=overlap, background=background)
     todo: dict[str | Path, list[Job]] = {}
     for video, job in pairs:
@@ -183,40 +186,50 @@ def build(
                     skipped.append({"video": name, **e.as_dict()})
                     continue
                 groups += [name] * facts["windows"]
-                videos.append({"video": name, **facts})
+                videos.append({"video": name, "sha256": file_hash(path), **facts})
             expect(X.n, "E104", "no window could be made", "; ".join(s["what"] for s in skipped[:3]) or None)
-            meta = _meta(kinds, settings, kind, resize_w, model_complexity, seed, videos, skipped)
+            totals = dict(zip(kinds, np.concatenate(Y).sum(0).astype(int).tolist(), strict=True))
+            meta = _meta(kinds, settings, kind, resize_w, model_complexity, seed, videos, skipped, totals)
             X.close()
             np.save(stage / "Y.npy", np.concatenate(Y))
             np.save(stage / "groups.npy", np.array(groups))
             write_json(stage / "meta.json", meta)
     except KeyboardInterrupt:
-        raise SuiteError("E130", f"stopped after {done} of {len(todo)} videos; their poses are kept",
+        kept = "their poses are kept" if resume else "nothing is kept without --resume"
+        raise SuiteError("E130", f"stopped after {done} of {len(todo)} videos; {kept}",
                          "run the same command again: it goes on from there") from None
     for s in skipped:
         say(f"skipped {s['video']}: {s['code']} {s['what']}")
+    for note in meta["notes"]:
+        say(note)
     return meta
 
-# %% ../../nbs/behavior/20_dataset.ipynb #39d0a11c
+# %% ../../nbs/behavior/20_dataset.ipynb #389f918b
 def _add(X: WindowWriter, Y: list[np.ndarray], jobs: list[Job], result: dict[str, Any] | SuiteError, kinds: dict[str, str],
          kind: str, settings: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
     if isinstance(result, SuiteError):
         raise result
-    pose, before = result["pose"], X.n
+    pose = result["pose"]
     expect(found(pose).any(), "E402", "nobody was found in the video")
-    for job in jobs:
-        x, y = windows_of(pose, job, kinds, kind, settings, rng)
+    parts = [windows_of(pose, job, kinds, kind, settings, rng) for job in jobs]
+    n = sum(len(x) for x, _ in parts)
+    events = any(i.label in kinds for job in jobs for i in job.intervals)
+    short = "the intervals may be too short for --overlap" if events else "it has no event, and --background keeps none"
+    expect(n, "E104", "no window of it is kept", short)
+    for x, y in parts:
         X.append(x)
         Y.append(y)
-    expect(X.n > before, "E104", "no window carries a label", "the intervals may be too short for --overlap")
     return {"frames": len(pose), "fps": float(result["fps"]), "width": int(result["width"]), "height": int(result["height"]),
-            "windows": X.n - before, "person_share": round(float(found(pose).mean()), 4)}
+            "windows": n, "person_share": round(float(found(pose).mean()), 4)}
 
 def _meta(kinds: dict[str, str], settings: dict[str, Any], kind: str, resize_w: int | None, model_complexity: int,
-          seed: int, videos: list[dict[str, Any]], skipped: list[dict[str, Any]]) -> dict[str, Any]:
+          seed: int, videos: list[dict[str, Any]], skipped: list[dict[str, Any]], totals: dict[str, int]) -> dict[str, Any]:
     rates = [v["fps"] for v in videos]
-    notes = [f"frame rates differ ({min(rates):g} to {max(rates):g}); windows are counted in frames"]
+    notes = [f"no window carries '{label}': its events may be too short for overlap {settings['overlap']:g}"
+             for label, n in totals.items() if not n]
+    if max(rates) > 1.05 * min(rates):
+        notes.append(f"frame rates differ ({min(rates):g} to {max(rates):g}); windows are counted in frames")
     return {"labels": list(kinds), "label_kinds": kinds, "feature_names": FEATURE_NAMES, **settings, "kind": kind,
             "fps": float(np.median(rates)), "aspect": float(np.median([v["width"] / v["height"] for v in videos])),
             "resize_w": resize_w, "model_complexity": model_complexity, "seed": seed,
-            "notes": notes if max(rates) > 1.05 * min(rates) else [], "videos": videos, "skipped": skipped}
+            "notes": notes, "windows_per_label": totals, "videos": videos, "skipped": skipped}

@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['JOINTS', 'CORNERS', 'cosine', 'change', 'PoseMotion', 'BehaviorNet', 'network', 'normalise', 'mirror', 'read_dataset',
-           'stacked', 'read_datasets', 'window_means', 'logistic', 'train', 'summary', 'validation', 'store']
+           'stacked', 'by_content', 'content', 'read_datasets', 'window_means', 'logistic', 'train', 'summary',
+           'validation', 'store']
 
-# %% ../../nbs/behavior/30_train.ipynb #2494e584
+# %% ../../nbs/behavior/30_train.ipynb #ca9bb2df
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from shutil import rmtree
 from tempfile import TemporaryFile
 from typing import Any
 
-import json
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -169,6 +171,8 @@ def read_dataset(
         raise SuiteError("E100", f"{folder} has no {Path(e.filename).name}", "build the dataset again") from e
     except (ValueError, EOFError, KeyError, TypeError) as e:
         raise SuiteError("E102", f"{folder} is not a whole dataset: {e}", "build the dataset again") from e
+    missing = [k for k in ("window_size", "stride") if not isinstance(meta.get(k), int)]
+    expect(not missing, "E102", f"{folder}/meta.json lacks {', '.join(missing)}", "build the dataset again")
     good = X.ndim == 3 and Y.shape == (len(X), len(labels)) and groups.shape == (len(X),)
     expect(good, "E103", f"{folder}: X {X.shape}, Y {Y.shape}, groups {groups.shape} and {len(labels)} labels do not agree")
     expect(len(X), "E104", f"{folder} holds no window")
@@ -185,7 +189,22 @@ def stacked(
         whole[end - len(part) : end] = part
     return whole
 
-# %% ../../nbs/behavior/30_train.ipynb #7f3d70db
+# %% ../../nbs/behavior/30_train.ipynb #aafda134
+def by_content(
+    groups: np.ndarray,  # (N,) names of videos
+    meta: dict[str, Any],  # With `videos`, if the dataset was built from videos
+) -> np.ndarray:  # (N,) the same with the hash of their content, where it is known
+    "Names that are equal only for equal videos."
+    digest = {v["video"]: v["sha256"][:12] for v in meta.get("videos", []) if "sha256" in v}
+    return np.array([f"{digest[g]}:{Path(g).name}" if g in digest else g for g in groups.tolist()])
+
+def content(
+    group: str,  # From `by_content`
+) -> str:  # The hash, or the name where there is none
+    "What must not be on both sides of a split."
+    return group.split(":")[0]
+
+# %% ../../nbs/behavior/30_train.ipynb #44f60248
 def read_datasets(
     folders: Sequence[str | Path],  # Dataset folders
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:  # X (N,T,F), Y (N,C), groups (N,), meta of all
@@ -197,6 +216,11 @@ def read_datasets(
     for folder, (X, _, _, meta) in zip(folders, data, strict=True):
         same = X.shape[1:] == data[0][0].shape[1:] and meta.get("feature_names") == first.get("feature_names")
         expect(same, "E103", f"{folder} has windows {X.shape[1:]} or features unlike {folders[0]}")
+        for key in ("resize_w", "model_complexity"):
+            expect(meta.get(key) == first.get(key), "E103", f"{folder} was built with another {key} than {folders[0]}")
+        for key in ("fps", "aspect"):
+            if abs(meta.get(key, 1) / first.get(key, 1) - 1) > 0.1:
+                say(f"{folder} has another {key} than {folders[0]} ({meta.get(key):g}, {first.get(key):g}): a model may learn the camera")
         for label in meta["labels"]:
             kind = meta.get("label_kinds", {}).get(label, "normal")
             expect(kinds.setdefault(label, kind) == kind, "E105", f"'{label}' is normal in one dataset and an anomaly in another",
@@ -205,12 +229,12 @@ def read_datasets(
     Y = [np.zeros((len(y), len(labels)), np.float32) for _, y, _, _ in data]
     for wide, (_, y, _, meta) in zip(Y, data, strict=True):
         wide[:, [labels.index(label) for label in meta["labels"]]] = y
+    every = lambda key: [v for d in data for v in d[3].get(key, [])]
     meta = {**first, "labels": labels, "label_kinds": {label: kinds[label] for label in labels},
-            "videos": [v for d in data for v in d[3].get("videos", [])],
-            "skipped": [v for d in data for v in d[3].get("skipped", [])]}
-    return stacked([d[0] for d in data]), np.concatenate(Y), np.concatenate([d[2] for d in data]), meta
+            "videos": every("videos"), "skipped": every("skipped"), "notes": every("notes")}
+    return stacked([d[0] for d in data]), np.concatenate(Y), np.concatenate([by_content(d[2], d[3]) for d in data]), meta
 
-# %% ../../nbs/behavior/30_train.ipynb #484138d7
+# %% ../../nbs/behavior/30_train.ipynb #9b44964a
 def window_means(
     X: np.ndarray,  # (N,T,F) windows
     aspect: float | None = None,  # Use `PoseMotion` with this aspect; None takes the features as they are
@@ -218,15 +242,18 @@ def window_means(
 ) -> np.ndarray:  # (N,D)
     "What a window looks like on average."
     front = nn.Identity() if aspect is None else PoseMotion(aspect)
+    def flat(x: np.ndarray) -> np.ndarray:
+        z = front(torch.tensor(x)).numpy()
+        return np.concatenate([z.mean(1), z.std(1)], 1) if spread else z.mean(1)
+
     with torch.no_grad():
-        z = [front(torch.tensor(np.asarray(X[i : i + 512]))).numpy() for i in range(0, len(X), 512)]
-    flat = np.concatenate(z)
-    return np.concatenate([flat.mean(1), flat.std(1)], 1) if spread else flat.mean(1)
+        return np.concatenate([flat(np.asarray(X[i : i + 512])) for i in range(0, len(X), 512)])
 
 def logistic(
     A: np.ndarray,  # (N,D) training features
     Y: np.ndarray,  # (N,C) multi-hot
     *others: np.ndarray,  # (M,D) features to score
+    C: float = 0.1,  # Inverse strength of the penalty
 ) -> list[np.ndarray]:  # (M,C) probabilities for each of `others`
     "Logistic regression, one label at a time."
     from sklearn.linear_model import LogisticRegression
@@ -236,12 +263,12 @@ def logistic(
     def column(y: np.ndarray) -> list[np.ndarray]:
         if y.min() == y.max():
             return [np.full(len(o), y[0]) for o in others]
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000)).fit(A, y)
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=2000)).fit(A, y)
         return [model.predict_proba(o)[:, 1] for o in others]
 
     return [np.stack(p, 1) for p in zip(*[column(y) for y in Y.T], strict=True)]
 
-# %% ../../nbs/behavior/30_train.ipynb #66e41cf4
+# %% ../../nbs/behavior/30_train.ipynb #b4267162
 def train(
     data_dir: Sequence[str | Path],  # Dataset folders
     epochs: int = 40,  # Passes over the training windows, at most
@@ -257,31 +284,37 @@ def train(
     resume: bool = False,  # Go on from the checkpoint of an interrupted training
 ) -> dict[str, Any]:  # checkpoint, run, labels, thresholds, metrics on the validation videos
     "Train the LSTM on one or several datasets."
+    expect(seed >= 0, "E301", f"seed is {seed}", "use 0 or more")
     X, Y, groups, meta = read_datasets(data_dir)
+    ids = np.array([content(g) for g in groups.tolist()])
+    expect(len(set(ids.tolist())) > 1, "E110", "all windows come from one video", "two videos are needed, one of them for validation")
     expect(0 < val_ratio < 1, "E301", f"val_ratio is {val_ratio}", "use a share between 0 and 1")
-    tr, va = group_split(groups, Y, (1 - val_ratio, val_ratio), seed)
-    check_disjoint(groups, tr, va)
+    tr, va = group_split(ids, Y, (1 - val_ratio, val_ratio), seed)
+    check_disjoint(ids, tr, va)
     labels, save, device = meta["labels"], Path(save), device_of(device)
     empty = [label for label, n in zip(labels, Y[tr].sum(0), strict=True) if not n]
-    expect(not empty, "E110", f"no training window is labelled {', '.join(empty)}", "add videos, or leave the label out")
+    expect(not empty, "E110", f"no training window is labelled {', '.join(empty)}",
+           "add videos with it, lower --overlap when building, or leave the label out")
     aspect = meta.get("aspect", 4 / 3) if meta.get("feature_names") == FEATURE_NAMES else None
     torch.manual_seed(seed)
     model = BehaviorNet(X.shape[-1], len(labels), aspect=aspect, hidden=hidden, layers=layers)
-    normalise(model, X[tr])
+    X_tr, X_va = X[tr], X[va]
+    normalise(model, X_tr)
     run = save.with_suffix("")
-    done = fit(model, (X[tr], Y[tr]), (X[va], Y[va]), epochs=epochs, lr=lr, batch=batch, seed=seed, device=device,
+    done = fit(model, (X_tr, Y[tr]), (X_va, Y[va]), epochs=epochs, lr=lr, batch=batch, seed=seed, device=device,
                patience=patience, augment=None if aspect is None else mirror, folder=run / "checkpoint", resume=resume)
-    p = predict(model, X[va], device=device)
+    p = predict(model, X_va, device=device)
     thresholds = best_thresholds(Y[va], p)
-    metrics = validation(X, Y, tr, va, p, thresholds, labels, aspect) | {
+    metrics = validation((X_tr, Y[tr]), (X_va, Y[va]), p, thresholds, labels, aspect) | {
         "split": {"train": sorted(set(groups[tr].tolist())), "validation": sorted(set(groups[va].tolist())), "seed": seed},
         "best_epoch": done["best_epoch"], "seconds": round(done["seconds"], 1)}
     settings = dict(epochs=epochs, batch=batch, lr=lr, val_ratio=val_ratio, seed=seed, patience=patience, model=model.config())
     store(save, run, model, meta, thresholds, metrics, settings, done["history"], data_hash([X, Y]))
+    rmtree(run / "checkpoint")
     return {"checkpoint": str(save), "run": str(run), "labels": labels, "thresholds": thresholds.round(4).tolist(),
             "metrics": {k: metrics[k] for k in ("lstm", "mean_posture", "null")}}
 
-# %% ../../nbs/behavior/30_train.ipynb #273c402d
+# %% ../../nbs/behavior/30_train.ipynb #200e535a
 def summary(
     y: np.ndarray,  # (N,C) truth
     p: np.ndarray,  # (N,C) probabilities
@@ -293,23 +326,21 @@ def summary(
     return {k: round(scores[k], 4) for k in ("macro_f1", "map", "subset_accuracy")}
 
 def validation(
-    X: np.ndarray,  # (N,T,F) all windows
-    Y: np.ndarray,  # (N,C) all labels
-    tr: np.ndarray,  # Rows of training
-    va: np.ndarray,  # Rows of validation
-    p: np.ndarray,  # (len(va),C) the network's probabilities
+    train: tuple[np.ndarray, np.ndarray],  # Windows (N,T,F) and labels (N,C)
+    valid: tuple[np.ndarray, np.ndarray],  # Windows (M,T,F) and labels (M,C)
+    p: np.ndarray,  # (M,C) the network's probabilities
     thresholds: np.ndarray,  # (C,) the network's thresholds
     labels: Sequence[str],  # C names
     aspect: float | None,  # As the network uses it
 ) -> dict[str, Any]:  # Scores of the network, of the baseline and of always saying the same
     "Scores on the validation videos, beside a baseline and the null model."
-    A = window_means(X[tr], aspect), window_means(X[va], aspect)
-    mean, = logistic(A[0], Y[tr], A[1])
-    null = np.repeat(Y[tr].mean(0, keepdims=True), len(va), 0)
-    return {"lstm": summary(Y[va], p, thresholds, labels),
-            "mean_posture": summary(Y[va], mean, best_thresholds(Y[va], mean), labels),
-            "null": summary(Y[va], null, np.zeros(len(labels)), labels),
-            "per_class": multilabel(Y[va], p, thresholds, labels)["per_class"],
+    y = valid[1]
+    mean, = logistic(window_means(train[0], aspect), train[1], window_means(valid[0], aspect))
+    null = np.repeat(train[1].mean(0, keepdims=True), len(y), 0)
+    return {"lstm": summary(y, p, thresholds, labels),
+            "mean_posture": summary(y, mean, best_thresholds(y, mean), labels),
+            "null": summary(y, null, np.zeros(len(labels)), labels),
+            "per_class": multilabel(y, p, thresholds, labels)["per_class"],
             "note": "validation videos also chose epoch and thresholds: expect less on videos of your own"}
 
 def store(save: Path, run: Path, model: BehaviorNet, meta: dict[str, Any], thresholds: np.ndarray, metrics: dict[str, Any],

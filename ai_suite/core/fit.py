@@ -139,7 +139,7 @@ def _settings(train:tuple[np.ndarray, np.ndarray], valid:tuple[np.ndarray, np.nd
     plain = {k: v if isinstance(v, int) else float(v) for k, v in chosen.items()}
     return {**plain, 'train': list(train[0].shape), 'valid': list(valid[0].shape), 'labels': labels}
 
-# %% ../../nbs/core/110_fit.ipynb #5ec5e5d2
+# %% ../../nbs/core/110_fit.ipynb #e966573a
 def _load(settings:dict, learn:Any, path:Path) -> dict:
     "Read the checkpoint into model and optimizer; returns what the training remembers"
     run = load_pt(path)
@@ -150,7 +150,7 @@ def _load(settings:dict, learn:Any, path:Path) -> dict:
         learn.model.load_state_dict(run.pop('model'))
         learn.opt.load_state_dict({**learn.opt.state_dict(), 'state': run.pop('opt')})
     except (RuntimeError, ValueError, KeyError) as e:
-        raise SuiteError('E203', f'{path} belongs to another model: {e}') from e
+        raise SuiteError('E203', f'{path} belongs to another model', 'start without resume, or with the settings of the interrupted training') from e
     return run
 
 # %% ../../nbs/core/110_fit.ipynb #0dea1abc

@@ -13,10 +13,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from shutil import rmtree, which
 from typing import Any, Literal
 
 from ..core.cli import say
-from ..core.errors import SuiteError, expect
+from ..core.errors import expect
 
 # %% ../../nbs/suite/10_demo.ipynb #cd627219
 SCALES = {  # clips: normal and anomaly for training, for the test; most epochs
@@ -33,11 +34,13 @@ def generate(
     seed: int,  # Repeats the clips exactly
     workers: int,  # Processes
 ) -> int:  # How many clips
-    "Make the clips and their CVAT XML."
+    "Make the clips and their CVAT XML; those of an earlier run go away."
     from ai_suite.behavior.samples import ANOMALY, NORMAL, clip_jobs, make_clips
 
     plan = {"train_normal": (scale["normal"], NORMAL, TRAIN, 0), "train_anomaly": (scale["anomaly"], ANOMALY, TRAIN, 1),
             "test": (scale["test"], TEST_ROUND, TEST, 2)}
+    for part in plan:
+        rmtree(folder / part, ignore_errors=True)
     jobs = [job for part, (n, motions, who, k) in plan.items()
             for job in clip_jobs(folder / part, n, motions, **who, seed=3 * seed + k)]
     return len(make_clips(jobs, workers))
@@ -49,7 +52,8 @@ def typed(
     "Show and run a command of the suite."
     line = [str(w) for w in words]
     say("$ " + " ".join(line))
-    program = Path(sys.executable).parent / line[0]
+    program = which(line[0], path=str(Path(sys.executable).parent)) or which(line[0])
+    expect(program, "E600", f"the command {line[0]} is not installed", "install ai-suite into this environment again")
     ran = subprocess.run([str(program), *line[1:]], stdout=subprocess.PIPE, text=True, check=False)
     if ran.returncode == 130:
         raise KeyboardInterrupt
@@ -67,7 +71,7 @@ def build_data(
     data = [folder / "data" / name for name in ("normal", "anomaly", "test")]
     common = ["--stride", "6", "--workers", str(workers)]
     typed("build-dataset-normal", *roots("train_normal"), "--out-dir", data[0], *common)
-    typed("build-dataset-anomaly", *roots("train_anomaly"), "--out-dir", data[1], *common)
+    typed("build-dataset-anomaly", *roots("train_anomaly"), "--out-dir", data[1], *common, "--normal-labels", "walk")
     typed("build-dataset-normal", *roots("test"), "--out-dir", data[2], *common, "--anomaly-labels", "fall", "--background", "100")
     return data
 
@@ -79,20 +83,20 @@ def shown_clip(
     truth: list[dict[str, Any]],  # Annotated events: start and end in seconds, label
 ) -> None:
     "Add a clip to the page: skeletons, what was annotated, what was found."
-    from ai_suite.behavior.infer import analyze
+    from ai_suite.behavior.infer import analyze, load_model
     from ai_suite.behavior.report import plot_skeletons
     from ai_suite.core.cache import Store
     from ai_suite.core.plots import plot_timeline
     from ai_suite.video.pose import video_pose
 
-    found = analyze(video, checkpoint, device="cpu")
-    clip = video_pose(video, 640, 1, Store())
+    found, (_, meta, _) = analyze(video, checkpoint, device="cpu"), load_model(checkpoint)
+    clip = video_pose(video, meta["resize_w"], meta["model_complexity"], Store())
     falls = [(e["start"], e["end"]) for e in found["events"] if e["label"] == "fall"]
     page.figure(plot_skeletons(clip["pose"], clip["fps"], clip["width"] / clip["height"], marked=falls),
                 f"{video.name}: what the model sees; orange where it finds a fall.")
     if truth or found["events"]:
         page.figure(plot_timeline({"annotated": truth, "found": found["events"]}, found["duration"]),
-                    f"{video.name}: annotated and found events. A window is {30 / clip['fps']:.1f} s long, so edges are soft.")
+                    f"{video.name}: annotated and found events. A window is {meta['window_size'] / clip['fps']:.1f} s long, so edges are soft.")
     else:
         page.text("Nothing is annotated here, and nothing was found.")
 
@@ -105,7 +109,7 @@ def annotated(
 
     return [{"start": i.start / fps, "end": i.end / fps, "label": i.label} for job in read_cvat(xml) for i in job.intervals]
 
-# %% ../../nbs/suite/10_demo.ipynb #f04ac1f9
+# %% ../../nbs/suite/10_demo.ipynb #48482271
 def write_page(
     folder: Path,  # The demo's folder
     result: dict[str, Any],  # From `evaluate`
@@ -117,41 +121,45 @@ def write_page(
     "Write the demo's report."
     from ai_suite.behavior.report import evidence
     from ai_suite.core.report import Report
+    from ai_suite.video.frames import probe
 
-    lstm, gap = result["models"][0], result["difference"]
+    lstm, gap, spread = result["models"][0], result["difference"], result["difference_spread"]
     warning = " **This is the small scale, for trying the path: its figures mean nothing.**" if small else ""
     page = Report("Behavior demo", f"**The motion is generated**: {clips} clips of people cut out of a photo and moved over other photos. "
                   f"Trained on one person in four places, tested on another person in two other places (seed {seed}).{warning}")
     page.facts({"macro F1 of the LSTM": (lstm["macro_f1"], interval(lstm)),
-                "above logistic regression": (gap["value"], interval(gap)), "test clips": result["videos"]})
+                "above means": (gap["value"], interval(gap)), "above means and spread": (spread["value"], interval(spread))})
     page.section("Against baselines")
     page.table([{k: r[k] for k in ("model", "macro_f1", "low", "high", "map", "subset_accuracy")} for r in result["models"]],
                f"{result['windows']} windows of {result['videos']} test clips. low and high bound the 95 % interval of macro F1 over clips. "
-               "All models had the same training clips and got their thresholds from the same validation clips.")
+               "All had the same training clips, and all but the last got their thresholds from the same validation clips. "
+               "The facts above are the LSTM and its lead over the two regressions.")
     page.table([{"label": k, **v} for k, v in result["per_class"].items()], "The LSTM by label; ap is the average precision.")
     evidence(page, result["y"], result["p"], result["thresholds"], result["labels"])
     page.section("Three test clips")
     for motion in ("fall", "rise", "crouch"):
         for video in sorted((folder / "clips/test/videos").glob(f"{motion}_*.mp4"))[:1]:
-            shown_clip(page, video, checkpoint, annotated(folder / "clips/test/xml" / f"{video.stem}.xml", 12))
+            shown_clip(page, video, checkpoint, annotated(folder / "clips/test/xml" / f"{video.stem}.xml", probe(video)["fps"]))
     return page.save(folder / "report.html")
 
 def interval(
     row: dict[str, float],  # low and high
 ) -> str:  # For the page
     "A 95 % interval as text."
-    return f"95 % interval {row['low']:.3f} to {row['high']:.3f}"
+    known = row["low"] == row["low"]
+    return f"95 % interval {row['low']:.3f} to {row['high']:.3f}" if known else "too few clips for an interval"
 
-# %% ../../nbs/suite/10_demo.ipynb #dde247ea
+# %% ../../nbs/suite/10_demo.ipynb #6de9c7e1
 def demo(
     folder: Path = Path("demo"),  # Where everything goes
     scale: Literal["full", "small"] | None = None,  # How many clips; DEMO_SCALE of the environment, else full
     seed: int = 0,  # Repeats clips, split and training
     workers: int = 2,  # Processes for clips and poses
-) -> dict[str, Any]:  # report, checkpoint, models, difference, seconds
+) -> dict[str, Any]:  # report, checkpoint, models, differences, an example, seconds
     "Make clips, train a behavior model on them, test it, and write a page."
     scale_name = scale or os.environ.get("DEMO_SCALE") or "full"
     expect(scale_name in SCALES, "E301", f"DEMO_SCALE is {scale_name}", "use full or small")
+    expect(seed >= 0, "E301", f"seed is {seed}", "use 0 or more")
     plan, began, checkpoint = SCALES[scale_name], time.perf_counter(), folder / "model" / "behavior.pt"
     say(f"making clips in {folder}/clips: people cut out of a photo, moved over other photos")
     clips = generate(folder / "clips", plan, seed, workers)
@@ -165,7 +173,8 @@ def demo(
     decided = typed("run-lstm-inference", "--checkpoint", checkpoint, "--input-json", folder / "frames.json", "--device", "cpu")
     page = write_page(folder, result, checkpoint, clips, seed, scale_name == "small")
     say(f"open {page}")
-    return {"report": str(page), "checkpoint": str(checkpoint), "models": result["models"], "difference": result["difference"],
+    return {"report": str(page), "checkpoint": str(checkpoint), "models": result["models"],
+            "difference": result["difference"], "difference_spread": result["difference_spread"],
             "example": {k: decided[k] for k in ("decision", "predicted", "anomaly_score")},
             "seconds": round(time.perf_counter() - began, 1)}
 
@@ -180,7 +189,7 @@ def example_frames(
     from ai_suite.core.cache import write_json
 
     X, Y, _, meta = read_dataset(test)
-    falls = np.flatnonzero(np.asarray(Y)[:, meta["labels"].index("fall")]) if "fall" in meta["labels"] else np.array([0])
-    if not len(falls):
-        raise SuiteError("E104", "no test window shows a fall", "use --scale full")
+    shown = np.asarray(Y)[:, [label == "fall" for label in meta["labels"]]].any(1)
+    falls = np.flatnonzero(shown)
+    expect(len(falls), "E104", "no test window shows a fall", "use --scale full")
     return write_json(folder / "frames.json", {"frames": np.asarray(X[falls[0]], float).round(5).tolist()})

@@ -111,8 +111,11 @@ def cuda() -> dict[str, Any]:  # torch (version or ""), available, device (name 
     "Whether torch can compute on a GPU; torch is imported only where it is installed."
     if importlib.util.find_spec("torch") is None:
         return {"torch": "", "available": False, "device": ""}
-    torch = need("torch", "core-ml")
-    ready = bool(torch.cuda.is_available())
+    try:
+        torch = need("torch", "core-ml")
+        ready = bool(torch.cuda.is_available())
+    except Exception as e:  # the doctor must not die of what it came to look at
+        return {"torch": "", "available": False, "device": "", "problem": str(e)}
     return {"torch": torch.__version__, "available": ready, "device": torch.cuda.get_device_name(0) if ready else ""}
 
 # %% ../../nbs/suite/20_doctor.ipynb #806af5c2
@@ -137,6 +140,8 @@ def advice(
     wanted = {name: p for name, p in report["parts"].items() if name in SYSTEMS and p["missing"]}
     lines += [f"for {name} ({SYSTEMS[name]}): {p['fix']}" for name, p in wanted.items()]
     lines += [f"weights {w['name']}: {w['fix']}" for w in report["weights"] if not w["found"]]
+    if "problem" in report["cuda"]:
+        lines.append(f"torch is installed but does not load: {report['cuda']['problem']}; install it again")
     if report["cuda"]["torch"] and not report["cuda"]["available"]:
         lines.append(f"no GPU: trainings use {report['cpus']} CPUs, which is enough for everything here, only slower")
     return lines

@@ -32,7 +32,7 @@ def class_names(
     "The classes that a detector knows; E200 when the file does not hold them."
     try:
         with zipfile.ZipFile(weights) as z:
-            return z.read("labelmap.txt").decode().split("\n")
+            return z.read("labels.txt").decode().splitlines()
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as e:
         raise SuiteError("E200", f"{weights.name} holds no label map: {e}") from e
 
@@ -110,11 +110,11 @@ class ObjectDetector:
         t_ms: float | None = None,  # Time, ms; 40 ms after the last when not given; unused in image mode
     ) -> Detections:  # xyxy (pixels), confidence, class_id, data["class_name"]; surest first
         "The objects in a frame."
-        image, stamp = _image(frame), ()
+        image = _image(frame)
         if self.mode == "video":
             self._last = max(int(self._last + 40 if t_ms is None else t_ms), self._last + 1)
-            stamp = (self._last,)
-        return _detections(self._detect(image, *stamp).detections, self.names, frame.shape[1], frame.shape[0])
+        result = self._detect(image, self._last) if self.mode == "video" else self._detect(image)
+        return _detections(result.detections, self.names, frame.shape[1], frame.shape[0])
 
     def close(self) -> None:
         "Free the network."
