@@ -111,7 +111,10 @@ def test_analyze_video(world: Path) -> None:
     video = next((world / "anomaly/videos").glob("*.mp4"))
     out, page = world / "events.json", world / "events.html"
     answer = good("analyze-video", "--video", video, "--checkpoint", world / "model/m.pt", "--output", out, "--report", page,
-                  "--device", "cpu")
+                  "--overlay", world / "events.mp4", "--device", "cpu")
+    from ai_suite.video.frames import probe
+
+    assert abs(probe(world / "events.mp4")["n_frames"] - probe(video)["n_frames"]) <= 1
     assert answer == json.loads(out.read_text()) and {"video", "fps", "duration", "events"} <= set(answer)
     assert str(world) not in page.read_text()
     assert all({"start", "end", "label", "kind", "confidence", "track"} <= set(e) for e in answer["events"])
@@ -254,6 +257,14 @@ def test_same_seed_same_model(world: Path, tmp_path: Path) -> None:
     assert answers[0]["thresholds"] == answers[1]["thresholds"]
     a, b = ((tmp_path / k / "model.safetensors").read_bytes() for k in "ab")
     assert a == b
+
+
+@pytest.mark.parametrize("model", ["tcn", "transformer"])
+def test_one_epoch_of_the_other_networks(world: Path, tmp_path: Path, model: str) -> None:
+    good("train-lstm-model", "--data-dir", world / "data/normal", world / "data/anomaly", "--epochs", 1, "--device", "cpu",
+         "--val-ratio", 0.4, "--model", model, "--save", tmp_path / "m.pt")
+    answer = good("run-lstm-inference", "-c", tmp_path / "m.pt", "-i", frames(world), "-d", "cpu")
+    assert len(answer["probabilities"]) == 4
 
 
 def test_config_file_gives_defaults(world: Path, tmp_path: Path) -> None:

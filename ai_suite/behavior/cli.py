@@ -78,16 +78,17 @@ def train_lstm_model(
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",  # Where to compute
     save: Path = Path("checkpoints/behavior.pt"),  # The checkpoint; a run folder of the same name lies beside it
     seed: int = 0,  # Repeats the training exactly
-    hidden: int = 128,  # Units of the LSTM
-    layers: int = 1,  # Layers of the LSTM
+    model: Literal["lstm", "tcn", "transformer"] = "lstm",  # The network
+    hidden: int | None = None,  # Units of a layer; the network's own default when not given
+    layers: int | None = None,  # Layers; the network's own default when not given
     patience: int = 12,  # Stop after so many epochs without a lower validation loss
     resume: bool = False,  # Go on from the checkpoint of an interrupted training
 ) -> dict[str, Any]:  # checkpoint, run, labels, thresholds, metrics
-    "Train an LSTM on pose windows."
+    "Train an LSTM, or another network, on pose windows."
     from ai_suite.behavior.train import train
 
     expect(save.suffix == ".pt", "E301", f"--save {save.name} does not end in .pt")
-    return train(data_dir, epochs, batch, lr, val_ratio, device, save, seed, hidden, layers, patience, resume)
+    return train(data_dir, epochs, batch, lr, val_ratio, device, save, seed, model, hidden, layers, patience, resume)
 
 # %% ../../nbs/behavior/80_cli.ipynb #f7bd0e1d
 def run_lstm_inference(
@@ -112,12 +113,13 @@ def analyze_video(
     checkpoint: Path,  # A .pt file or a run folder
     output: Path | None = None,  # JSON file for the answer, besides stdout
     report: Path | None = None,  # HTML file with timeline and skeletons
+    overlay: Path | None = None,  # mp4 file: the video with skeleton and events drawn in
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",  # Where to compute
 ) -> dict[str, Any]:  # video, fps, duration, events
     "Find the events of a video."
     from ai_suite.behavior.infer import analyze
 
-    return analyze(video, checkpoint, output, report, device)
+    return analyze(video, checkpoint, output, report, overlay, device)
 
 # %% ../../nbs/behavior/80_cli.ipynb #fb30abfc
 build_dataset_normal_main = command(build_dataset_normal)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .infer import load_model
+from .report import TITLES
 from .train import by_content, content, logistic, read_dataset, read_datasets, window_means
 from ..core.calibrate import best_thresholds
 from ..core.errors import expect
@@ -75,14 +76,15 @@ def answers(
     tr, va = (np.isin(ids, [content(g) for g in split[part]]) for part in ("train", "validation"))
     expect(tr.any() and va.any(), "E105", "these are not the datasets of the training")
     aspect = model.aspect if meta.get("feature_names") == FEATURE_NAMES else None
-    found = {"LSTM": (predict(model, X, device=device), thresholds)}
+    own = model.config()["name"]
+    found = {TITLES.get(own, own): (predict(model, X, device=device), thresholds)}
     for name, spread in (("logistic regression on window means", False), ("the same with the spread", True)):
         A = [window_means(x, aspect, spread) for x in (X_all[tr], X_all[va], X)]
         found[name] = tuned(A, Y_all[tr], Y_all[va])
     found["always every label"] = np.tile(Y_all[tr].mean(0), (len(X), 1)), np.zeros(len(meta["labels"]))
     return found
 
-# %% ../../nbs/behavior/45_evaluate.ipynb #40283dd7
+# %% ../../nbs/behavior/45_evaluate.ipynb #b71de15f
 def evaluate(
     checkpoint: str | Path,  # The `.pt` file of a training
     data_dir: Sequence[str | Path],  # The datasets it was trained on
@@ -109,7 +111,7 @@ def evaluate(
         ci, whole = group_bootstrap(scores[name], groups, n, seed), multilabel(y, p, thresholds, labels)
         rows.append({"model": name, "macro_f1": ci["value"], "low": ci["low"], "high": ci["high"], "map": whole["map"],
                      "subset_accuracy": whole["subset_accuracy"]})
-        if name == "LSTM":
+        if len(rows) == 1:
             best = {"per_class": whole["per_class"], "y": y, "p": p, "thresholds": np.asarray(thresholds), "groups": np.asarray(groups)}
     names = [row["model"] for row in rows]
     gaps = {name: paired_bootstrap(scores[names[0]], scores[name], groups, n, seed) for name in names[1:3]}

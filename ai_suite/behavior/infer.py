@@ -180,6 +180,7 @@ def analyze(
     checkpoint: str | Path,  # A `.pt` file or a run folder
     output: str | Path | None = None,  # JSON file for the answer
     report: str | Path | None = None,  # HTML file for the page
+    overlay: str | Path | None = None,  # mp4 file: the video with skeleton and events drawn in
     device: str = "auto",  # auto, cpu, cuda or mps
     every: float = 0.2,  # Seconds between two windows
 ) -> dict[str, Any]:  # video, fps, duration, events
@@ -199,10 +200,14 @@ def analyze(
     x = flatten(clip["pose"][at])
     first, p = scored_windows(model, x, size, max(1, round(every * rate)), device_of(device))
     tracks = frame_tracks(first, p, size, len(x))
-    result = {"video": Path(video).name, "fps": fps, "duration": round(n / fps, 3),
+    result: dict[str, Any] = {"video": Path(video).name, "fps": fps, "duration": round(n / fps, 3),
               "events": events_of(tracks, rate, meta, thresholds)}
     if output:
         write_json(Path(output), result)
+    if overlay:
+        from ai_suite.video.overlay import overlay_video
+
+        overlay_video(video, overlay, clip["pose"], result["events"], meta.get("resize_w"))
     if report:
         from ai_suite.behavior.report import video_report
 
