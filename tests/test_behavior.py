@@ -274,6 +274,13 @@ def test_config_file_gives_defaults(world: Path, tmp_path: Path) -> None:
     assert answer["labels"] == ["crouch", "reach", "walk"]
 
 
+def test_the_benchmark_finds_what_it_calls() -> None:
+    root = Path(__file__).resolve().parent.parent
+    code = f"import sys; sys.path[:0] = [{str(root / 'tools')!r}, {str(root / 'benchmarks')!r}]; import behavior"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert ran.returncode == 0, ran.stderr
+
+
 @pytest.mark.slow
 def test_demo_beats_its_baseline(tmp_path: Path) -> None:
     answer = good("ai-suite", "demo", "--folder", tmp_path / "demo", "--scale", "full", "--seed", 1)
