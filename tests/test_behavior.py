@@ -50,7 +50,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
              "--out-dir", root / "data" / kind, "--stride", 6, "--workers", 1,
              *(["--normal-labels", "walk"] if kind == "anomaly" else []))
     good("train-lstm-model", "--data-dir", root / "data/normal", root / "data/anomaly", "--epochs", 1, "--batch", 16,
-         "--device", "cpu", "--val-ratio", 0.4, "--save", root / "model/m.pt")
+         "--device", "cpu", "--val-ratio", 0.4, "--save", root / "model/m.pt", "--export-onnx")
     return root
 
 
@@ -118,6 +118,72 @@ def test_analyze_video(world: Path) -> None:
     assert answer == json.loads(out.read_text()) and {"video", "fps", "duration", "events"} <= set(answer)
     assert str(world) not in page.read_text()
     assert all({"start", "end", "label", "kind", "confidence", "track"} <= set(e) for e in answer["events"])
+
+
+def answers_by_onnx(world: Path, *extra: object) -> dict:
+    return good("run-lstm-inference", "-i", frames(world, 47), "-d", "cpu", *extra)
+
+
+def test_onnx_answers_as_torch(world: Path) -> None:
+    assert (world / "model/m.onnx").read_bytes() == (world / "model/m/model.onnx").read_bytes()
+    ours = answers_by_onnx(world, "-c", world / "model/m.pt")
+    for extra in (["-c", world / "model/m.pt", "--onnx", world / "model/m.onnx"], ["-c", world / "model/m.onnx"],
+                  ["-c", world / "model/m", "--onnx"]):
+        theirs = answers_by_onnx(world, *extra)
+        assert theirs["probabilities"] == pytest.approx(ours["probabilities"], abs=1e-4)
+        assert theirs["predicted"] == ours["predicted"] and theirs["windows"][-1]["end"] == 47
+
+
+def test_onnx_of_another_model_is_refused(world: Path, tmp_path: Path) -> None:
+    good("train-lstm-model", "--data-dir", world / "data/normal", world / "data/anomaly", "--epochs", 1, "--device", "cpu",
+         "--val-ratio", 0.4, "--model", "tcn", "--seed", 5, "--save", tmp_path / "t.pt", "--export-onnx")
+    refused("E203", "run-lstm-inference", "-c", world / "model/m.pt", "--onnx", tmp_path / "t.onnx", "-i", frames(world))
+    refused("E200", "run-lstm-inference", "-c", world / "model/m.pt", "--onnx", tmp_path / "none.onnx", "-i", frames(world))
+
+
+def test_analyze_by_onnx(world: Path) -> None:
+    video = next((world / "anomaly/videos").glob("*.mp4"))
+    ours, theirs = (good("analyze-video", "--video", video, "--checkpoint", world / "model/m.pt", "--device", "cpu", *extra)
+                    for extra in ([], ["--onnx", world / "model/m.onnx"]))
+    assert [(e["label"], e["track"]) for e in ours["events"]] == [(e["label"], e["track"]) for e in theirs["events"]]
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_stream_equals_batch(world: Path, every: int) -> None:
+    from ai_suite.behavior.model import load_scorer
+    from ai_suite.behavior.stream import BehaviorStream, replayed
+    from ai_suite.video.pose import video_pose
+
+    rng = np.random.default_rng(every)
+    clip = video_pose(next((world / "anomaly/videos").glob("*.mp4")))
+    pose = np.concatenate([clip["pose"]] * 3)
+    pose[40:44] = np.nan
+    t = np.cumsum(rng.uniform(0.03, 0.13, len(pose)))
+    t[60:] += 1.7
+    for scorer in (load_scorer(world / "model/m.pt"), load_scorer(world / "model/m.onnx")):
+        whole = replayed(pose, scorer, t, 16 / 9, every)
+        stream = BehaviorStream(scorer, 16 / 9, every)
+        answers = [stream.push(row, when) for row, when in zip(pose, t, strict=True)]
+        said = {a["t"]: a["probabilities"] for a in answers if a["ready"]}
+        events = sorted([e for a in answers for e in a["ended"]] + stream.close(), key=lambda e: (e["start"], e["label"]))
+        assert events == whole["events"]
+        mine = np.array([whole["probabilities"][np.abs(whole["t"] - when).argmin()] for when in said])
+        live = np.array(list(said.values()))
+        np.testing.assert_allclose(live, mine, atol=1e-5)
+        assert len(said) > 10 and ((live >= scorer.thresholds) == (mine >= scorer.thresholds)).all()
+        assert {e["label"] for a in answers for e in a["started"]} == {e["label"] for e in events}
+
+
+def test_stream_takes_numbers_and_keeps_its_own_time(world: Path) -> None:
+    from ai_suite.behavior.stream import BehaviorStream
+
+    x = np.load(world / "data/anomaly/X.npy")[0]
+    stream = BehaviorStream(world / "model/m.onnx")
+    answers = [stream.push(row.tolist()) for row in x]
+    assert [a["ready"] for a in answers] == [False] * 29 + [True]
+    batch = good("run-lstm-inference", "-c", world / "model/m.onnx", "-i", frames(world, 30))
+    assert answers[-1]["probabilities"] == pytest.approx(batch["probabilities"], abs=1e-5)
+    assert stream.push(np.zeros(132))["ready"] and stream.push(x[0].reshape(33, 4))["ready"]
 
 
 BAD_JSON = ["", "{", "[]", '{"frames": []}', "[[1, 2], [3]]", '[["a"]]', "[[NaN]]", "[1, 2]", '{"x": 1}']
@@ -259,7 +325,7 @@ def test_same_seed_same_model(world: Path, tmp_path: Path) -> None:
     assert a == b
 
 
-@pytest.mark.parametrize("model", ["tcn", "transformer"])
+@pytest.mark.parametrize("model", ["tcn", "transformer", "minirocket"])
 def test_one_epoch_of_the_other_networks(world: Path, tmp_path: Path, model: str) -> None:
     good("train-lstm-model", "--data-dir", world / "data/normal", world / "data/anomaly", "--epochs", 1, "--device", "cpu",
          "--val-ratio", 0.4, "--model", model, "--save", tmp_path / "m.pt")

@@ -15,15 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn import metrics as sk
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ai_suite.core.calibrate import apply_temperature, best_thresholds, temperature
 from ai_suite.core.errors import SuiteError
 from ai_suite.core.events import event_match, hysteresis, intervals_of, merge, smooth
-from ai_suite.core.fit import fit, logits_of, one_thread, predict
+from ai_suite.core import fit as fit_module
+from ai_suite.core.fit import balanced_weights, fit, logits_of, one_thread, predict
 from ai_suite.core.metrics import confusion, ece, group_bootstrap, multilabel, paired_bootstrap, pr_curve
 from ai_suite.core.sequence import LSTMClassifier, build, scaler_of
 from ai_suite.core.splits import check_disjoint, group_kfold, group_split
-from ai_suite.core.windows import WindowWriter, coverage, label_windows, pad_to, sliding, starts
+from ai_suite.core.windows import Rows, WindowWriter, coverage, fingerprint, label_windows, pad_to, sliding, starts
 
 many = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 sizes = (st.integers(0, 80), st.integers(1, 25), st.integers(1, 30))
@@ -67,6 +69,42 @@ def test_views_of_a_memory_map_stay_on_disk(tmp_path):
     np.save(tmp_path/'x.npy', np.arange(60, dtype=np.float32).reshape(30, 2))
     mapped = np.load(tmp_path/'x.npy', mmap_mode='r')
     assert np.shares_memory(sliding(mapped, 10, 5), mapped)
+
+
+@many
+@given(st.integers(1, 30), st.lists(st.integers(-30, 29), max_size=9), st.data())
+def test_rows_are_the_copied_rows(n, chosen, draw):
+    x = np.random.default_rng(0).random((n, 4, 2), dtype=np.float32)
+    chosen = np.array([i for i in chosen if -n <= i < n], int)
+    some, copied = Rows(x, chosen), x[chosen]
+    assert some.shape == copied.shape and len(some) == len(copied) and some.dtype == x.dtype
+    assert_array_equal(some[:], copied)
+    assert_array_equal(some[1:4], copied[1:4])
+    if len(chosen):
+        part = np.array(draw.draw(st.lists(st.integers(0, len(chosen) - 1), max_size=5)), int)
+        assert_array_equal(some[part], copied[part])
+        assert_array_equal(Rows(some, part)[:], copied[part])
+    assert_array_equal(Rows(x, np.arange(n) % 2 == 1)[:], x[1::2])
+    assert fingerprint(some) == fingerprint(copied)
+    stops('E103', Rows, x, [n])
+
+
+def test_fingerprint_reads_little_and_notices_other_windows():
+    read = []
+
+    class Counting(np.ndarray):
+        def __getitem__(self, part):
+            got = super().__getitem__(part)
+            if isinstance(part, np.ndarray): read.append(got.nbytes)
+            return got
+    x = np.random.default_rng(0).random((3000, 30, 33), dtype=np.float32)
+    assert fingerprint(x.view(Counting)) == fingerprint(x)
+    assert 900_000 < sum(read) <= 1_000_000
+    changed = x.copy()
+    changed[-1, -1, -1] += 1
+    others = [x[::-1], x[:-1], x[1:], x*2, changed, x[:, :, ::-1]]
+    assert len({fingerprint(x), *map(fingerprint, others)}) == 7
+    assert fingerprint(x[:0]) == fingerprint(x[:0])
 
 
 WRITE = """
@@ -438,3 +476,200 @@ def test_exclusive_classes_and_building():
     assert_allclose(p.sum(1), 1, rtol=1e-5)
     assert (p.argmax(1) == y).mean() > .6
     assert_allclose(p, predict(model, train[0], batch=7, exclusive=True), atol=1e-6)
+
+
+def stepwise(run):
+    "All weights after each step of a training"
+    seen, parameters = [], []
+
+    def keep(optimizer, *_):
+        parameters[:] = [p for g in optimizer.param_groups for p in g['params']]
+        seen.append([p.detach().clone() for p in parameters])
+    hook = register_optimizer_step_post_hook(keep)
+    try: return run(), seen
+    finally: hook.remove()
+
+
+def test_ema_is_what_is_validated_and_kept():
+    model, plain = net(), net()
+    result, steps = stepwise(lambda: go(model, augment=jitter, ema=.9))
+    assert_array_equal(steps[-1][0], stepwise(lambda: go(plain, augment=jitter))[1][-1][0])
+    average, per_epoch = steps[0], -(-len(train[0])//32)
+    for step in steps[1:per_epoch*result['best_epoch']]:
+        average = [.9*a + .1*w for a, w in zip(average, step, strict=True)]
+    for a, w in zip(average, model.parameters(), strict=True): assert_allclose(a, w.detach(), atol=1e-6)
+    assert torch.equal(model.mean, net().mean) and not equal(model, plain)
+    loss = torch.nn.BCEWithLogitsLoss()(torch.from_numpy(logits_of(model, valid[0])), torch.from_numpy(valid[1]))
+    assert_allclose(float(loss), result['history'][result['best_epoch'] - 1]['valid_loss'], rtol=1e-5)
+    for bad in (0, 1, -.5, 1.5, float('nan')): stops('E301', go, net(), ema=bad)
+
+
+@pytest.mark.parametrize('how', [{'ema': .9}, {'amp': True}, {'ema': .95, 'amp': True, 'pos_weight': 'balanced'}])
+def test_interrupted_and_resumed_is_the_same(how, tmp_path):
+    left = [4*7 + 3]
+
+    def presses(x, noise):
+        left[0] -= 1
+        if not left[0]: raise KeyboardInterrupt
+        return jitter(x, noise)
+    straight, model = net(), net()
+    result = go(straight, augment=jitter, **how)
+    stops('E130', go, model, augment=presses, folder=tmp_path, **how)
+    assert_array_equal(model.head.weight.detach(), torch.load(tmp_path/'checkpoint.pt')['best']['head.weight'])
+    resumed = net(seed=3)
+    ends = go(resumed, augment=jitter, folder=tmp_path, resume=True, **how)
+    assert ends['history'] == result['history'] and equal(resumed, straight)
+    assert {k for k in how if k in stops('E301', go, net(), folder=tmp_path, resume=True).what} == set(how)
+
+
+def test_balanced_weights():
+    Y = np.repeat([[1, 1, 0], [0, 1, 0]], [5, 95], 0).astype(np.float32)
+    assert_allclose(balanced_weights(Y, most=50), [19, 1/50, 50])
+    assert_allclose(balanced_weights(Y), [10, .1, 10])
+    assert_allclose(balanced_weights(np.repeat([0, 2], [30, 10]), n_classes=4), [1/3, 10, 1, 10])
+    stops('E301', balanced_weights, Y, most=.5)
+    rare = train[1]*(np.arange(200)[:, None] % 5 == 0)
+    by_name, by_hand, plain = net(), net(), net()
+    for model, weight in ((by_name, 'balanced'), (by_hand, balanced_weights(rare)), (plain, None)):
+        fit(model, (train[0], rare), valid, epochs=2, lr=.01, progress=False, pos_weight=weight)
+    assert equal(by_name, by_hand) and not equal(by_name, plain)
+    classes = (train[1] @ [1, 2]).astype(int)
+    model = LSTMClassifier(3, 4, hidden=8, layers=1)
+    fit(model, (train[0], classes % 3), (train[0], classes % 3), epochs=1, progress=False, pos_weight='balanced')
+    stops('E301', fit, model, (train[0], classes), (train[0], classes), progress=False, pos_weight=[1., 2.])
+    stops('E301', go, net(), pos_weight='rare')
+
+
+class Watched(torch.nn.Module):
+    "Notes the type of number that its first layer gives, in training and outside"
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.seen = torch.nn.Linear(3, 8), torch.nn.Linear(8, 2), {True: set(), False: set()}
+
+    def forward(self, x):
+        z = self.first(x)
+        self.seen[self.training].add(z.dtype)
+        return self.last(z.relu().mean(1))
+
+
+def watched():
+    torch.manual_seed(0)
+    return Watched()
+
+
+def test_half_precision_in_the_forward_pass_of_the_training(monkeypatch):
+    half, full, plain = watched(), watched(), watched()
+    go(half, amp=True), go(full, amp=False), go(plain)
+    assert half.seen == {True: {torch.bfloat16}, False: {torch.float32}}
+    assert full.seen == {True: {torch.float32}, False: {torch.float32}}
+    assert equal(full, plain) and not equal(half, full)
+    assert all(v.dtype == torch.float32 for v in half.state_dict().values())
+    assert_allclose(predict(half, valid[0]), predict(full, valid[0]), atol=.03)
+    stops('E301', fit_module._half, 'mps', True)
+    assert fit_module._half('mps', None) is None and fit_module._half('cpu', None) is None
+    for bf16, wanted in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda including_emulation=True, bf16=bf16: bf16)
+        assert fit_module._half('cuda', None) == wanted and fit_module._half('cuda', False) is None
+
+
+def test_float16_scales_its_gradients_and_resumes(monkeypatch, tmp_path):
+    monkeypatch.setattr(fit_module, '_half', lambda device, amp: torch.float16 if amp else None)
+    half, full = watched(), watched()
+    result = go(half, amp=True, folder=tmp_path)
+    go(full)
+    assert half.seen[True] == {torch.float16}
+    assert_allclose(predict(half, valid[0]), predict(full, valid[0]), atol=.03)
+    kept = torch.load(tmp_path/'checkpoint.pt')['scaler']
+    assert kept['scale'] >= 1 and kept['_growth_tracker'] == 6*7
+    left, stopped, resumed = [30], watched(), watched()
+
+    def presses(x, noise):
+        left[0] -= 1
+        if not left[0]: raise KeyboardInterrupt
+        return x
+    stops('E130', go, stopped, amp=True, augment=presses, folder=tmp_path)
+    assert go(resumed, amp=True, folder=tmp_path, resume=True)['history'] == result['history'] and equal(resumed, half)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a graphics card')
+def test_on_a_graphics_card(tmp_path):
+    half, again, full = watched(), watched(), watched()
+    result = go(half, device='cuda', ema=.9, folder=tmp_path)
+    assert half.seen[True] <= {torch.bfloat16, torch.float16} and half.seen[False] == {torch.float32}
+    assert next(half.parameters()).device.type == 'cpu'
+    assert go(again, device='cuda', ema=.9)['history'] == result['history'] and equal(again, half)
+    go(full, device='cuda', ema=.9, amp=False)
+    assert full.seen[True] == {torch.float32}
+    assert_allclose(predict(half, valid[0], device='cuda'), predict(full, valid[0]), atol=.03)
+
+
+def test_progress_bar_lines_or_silence(capsys, monkeypatch):
+    go(net())
+    assert capsys.readouterr() == ('', '')
+    go(net(), progress=True)
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert out == '' and len(lines) == 6 and lines[0].startswith('epoch 1/6  train 0.') and 'best' in lines[-1]
+    monkeypatch.setattr(sys.stderr, 'isatty', lambda: True)
+    go(net(), progress=True)
+    err = capsys.readouterr().err
+    assert 'training' in err and '42/42' in err and 'epoch 6/6' in err and '\nepoch' not in err
+    go(net())
+    assert capsys.readouterr() == ('', '')
+
+
+def test_resume_notices_other_windows(tmp_path):
+    go(net(), folder=tmp_path)
+    for other, part in ((({0: train[0] + 1e-3}), 'train'), ({1: valid[0][::-1]}, 'valid')):
+        sets = (other.get(0, train[0]), train[1]), (other.get(1, valid[0]), valid[1])
+        error = stops('E301', fit, net(), *sets, epochs=6, lr=.01, batch=32, progress=False, folder=tmp_path, resume=True)
+        assert f'checksum of {part} windows' in error.what and 'labels' not in error.what
+    error = stops('E301', fit, net(), train, (valid[0], 1 - valid[1]), epochs=6, lr=.01, batch=32, progress=False,
+                  folder=tmp_path, resume=True)
+    assert 'checksum of valid labels' in error.what
+
+
+def test_rows_of_a_memory_map_train_the_same(straight, tmp_path):
+    shuffled = np.random.default_rng(0).permutation(400)
+    whole = np.zeros((400, 8, 3), np.float32)
+    whole[shuffled[:200]], whole[shuffled[200:260]] = train[0], valid[0]
+    np.save(tmp_path/'X.npy', whole)
+    mapped, model = np.load(tmp_path/'X.npy', mmap_mode='r'), net()
+    some = Rows(mapped, shuffled[200:260])
+    result = fit(model, (Rows(mapped, shuffled[:200]), train[1]), (some, valid[1]), epochs=6, lr=.01, batch=32,
+                 progress=False, augment=jitter)
+    assert result['history'] == straight[1]['history'] and equal(model, straight[0])
+    assert_array_equal(predict(model, some, exclusive=True), predict(model, valid[0], exclusive=True))
+    whole[shuffled[7]] = np.nan
+    assert 'training window 7' in stops('E103', fit, net(), (Rows(whole, shuffled[:200]), train[1]), valid, progress=False).what
+
+
+def anonymous():
+    "Megabytes of this process that belong to no file"
+    lines = Path('/proc/self/smaps_rollup').read_text().splitlines()
+    return next(int(line.split()[1])/1e3 for line in lines if line.startswith('Anonymous'))
+
+
+@pytest.mark.skipif(not Path('/proc/self/smaps_rollup').exists(), reason='reads the memory from /proc')
+def test_training_on_ten_gigabytes_copies_no_more_than_batches(tmp_path):
+    X = np.lib.format.open_memmap(tmp_path/'X.npy', 'w+', np.float32, (631_000, 30, 132))
+    X[::70_000] = 1
+    rows = np.random.default_rng(0).permutation(np.r_[:6000, 625_000:631_000])
+    train, valid, Y = rows[:10_000], rows[10_000:], np.stack([rows % 2, rows > 9000], 1).astype(np.float32)
+    settings = dict(epochs=1, batch=256, progress=False)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(30*132, 2))
+    fit(model, (X[:512], Y[:512]), (X[:512], Y[:512]), **settings)
+    before, most = anonymous(), [0.]
+
+    def look(x, noise):
+        most.append(anonymous())
+        return x
+    fit(model, (Rows(X, train), Y[:10_000]), (Rows(X, valid), Y[10_000:]), augment=look, **settings)
+    most.append(anonymous())
+    p = predict(model, Rows(X, rows))
+    most.append(anonymous())
+    assert p.shape == (12_000, 2) and (tmp_path/'X.npy').stat().st_blocks*512 < 10e6
+    assert max(most) - before < 40 < X[:10_000].nbytes/1e6/3, (before, max(most))
+    copied = X[train]
+    assert anonymous() - before > 120, len(copied)
+    (tmp_path/'X.npy').unlink()

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ai_suite.behavior.cvat import Interval, Job, elements, merge_jobs, pair, read_cvat
+from ai_suite.behavior.cvat import Interval, Job, elements, read_cvat
+from ai_suite.behavior.pairs import merge_jobs, pair
 from ai_suite.core.errors import SuiteError
 
 JAAD = sorted(Path(os.environ.get("AI_SUITE_DATA", "AI_SUITE_DATA is not set"), "cvat_jaad").glob("*.xml"))

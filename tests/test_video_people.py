@@ -6,11 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ai_suite.core.cache import Store
 from ai_suite.core.errors import SuiteError
+from ai_suite.video.features import SPEED_NAMES, speeds
 from ai_suite.video.frames import frames, probe, write_video
 from ai_suite.video.objects import ObjectDetector, people
 from ai_suite.video.overlay import captions_at, draw_caption, draw_people, overlay_video
-from ai_suite.video.people import best_track, crop_of, full_length, owners, people_pose, square_of, to_frame
+from ai_suite.video.people import (
+    PeopleEstimator, PersonGate, best_track, crop_of, full_length, gated_pose, owners, people_pose, square_of, to_frame)
 from ai_suite.video.pose import found, sample_pose
 from ai_suite.video.tracks import Tracker
 
@@ -130,6 +133,21 @@ def test_tracker_refuses_bad_boxes(boxes, scores):
     assert code_of(Tracker().update, boxes, scores) == "E103"
 
 
+def test_a_larger_box_in_front_is_another_person_and_the_hidden_one_comes_back():
+    tracker, behind, front = Tracker(), np.array([60, 20, 100, 120.0]), np.array([40, 0, 120, 180.0])
+    assert tracker.update([behind], [0.9]).tolist() == [1]
+    assert tracker.update([front], [0.9]).tolist() == [2]
+    for _ in range(20):
+        tracker.predict()
+    assert tracker.update([front, behind + [45, 0, 45, 0]], [0.9, 0.9]).tolist() == [2, 1]
+
+
+def test_far_boxes_are_strangers():
+    tracker = Tracker()
+    tracker.update([[0, 0, 40, 100]], [0.9])
+    assert tracker.update([[90, 0, 130, 100]], [0.9]).tolist() == [2]
+
+
 # people
 
 
@@ -181,7 +199,89 @@ def test_nobody(tmp_path):
     assert code_of(people_pose, tmp_path / "gone.mp4") == "E101"
 
 
+def same(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[i][k], b[i][k], equal_nan=True) for i in a for k in a[i])
+
+
+@needs_bikes
+def test_live_file_and_cache_are_equal(two, pair, tmp_path):
+    with PeopleEstimator() as look:
+        live = [look(f, 1000 * t) for _, t, f in frames(pair)]
+    for id, p in two.items():
+        np.testing.assert_array_equal([live[i][id][0] for i in p["frames"]], p["pose"])
+        np.testing.assert_array_equal([live[i][id][1] for i in p["frames"]], p["box"])
+    assert sum(map(len, live)) == sum(len(p["frames"]) for p in two.values())
+    store = Store(tmp_path)
+    assert same(people_pose(pair, store=store), two)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("??/*.npz")}
+    assert same(people_pose(pair, every=5, store=store, max_people=6), two) and len(before) == 1
+
+
+def test_an_empty_video_is_cached_too(tmp_path):
+    grey = write_video(tmp_path / "grey.mp4", [np.full((64, 96, 3), 90, np.uint8)] * 3, fps=25)
+    store = Store(tmp_path / "cache")
+    assert people_pose(grey, store=store) == {} == people_pose(grey, store=store)
+    people_pose(grey, store=store, max_people=1)
+    assert len(list((tmp_path / "cache").glob("??/*.npz"))) == 2
+    assert code_of(people_pose, grey, 0, store=store) == "E301"
+
+
+def test_a_pose_squeezed_into_a_part_of_the_box_is_nobodys():
+    pose = sample_pose()["pose"][120]
+    own = np.concatenate([pose[:, :2].min(0), pose[:, :2].max(0)])
+    small = pose.copy()
+    small[:, :2] = own[:2] + (pose[:, :2] - own[:2]) * 0.2
+    assert owners(pose[None], own[None]).all() and not owners(small[None], own[None]).any()
+
+
+@needs_bikes
+def test_gate_drops_poses_where_nobody_is_and_keeps_the_cyclist(cyclist):
+    pose, empty = sample_pose()["pose"], sample_pose()["pose"][216:226]
+    moved = pose[116:128].copy()
+    moved[..., 0] = (moved[..., 0] * 640 - 320) / 200
+    gate = PersonGate()
+    assert found(np.stack([gate(f, p) for f, p in zip(cyclist, moved, strict=True)])).all() and gate.looks == 1
+    street = [f for *_, f in frames(BIKES, start=216, stop=226)]
+    gone = np.stack([gate(f, p) for f, p in zip(street, empty, strict=True)])
+    assert found(empty).any() and not found(gone).any()
+    gate.close()
+
+
+@needs_bikes
+def test_gated_pose_is_video_pose_with_gaps(pair, tmp_path):
+    store = Store(tmp_path)
+    first, again = gated_pose(pair, store=store), gated_pose(pair, store=store)
+    plain = gated_pose(pair)
+    for other in (again, plain):
+        np.testing.assert_array_equal(first["pose"], other["pose"])
+    assert first["pose"].shape == (12, 33, 4) and set(first) >= {"t", "fps", "width", "height", "looks"}
+    assert code_of(gated_pose, pair, 0) == "E301"
+
+
+# features
+
+
+def test_speeds_know_units_gaps_and_size():
+    pose = sample_pose()["pose"][112:130]
+    per_frame, per_second = speeds(pose), speeds(pose, fps=25)
+    assert per_frame.shape == (18, len(SPEED_NAMES)) and np.isnan(per_frame[0]).all()
+    np.testing.assert_allclose(per_second[1:], 25 * per_frame[1:], rtol=1e-5)
+    np.testing.assert_allclose(speeds(pose * [0.5, 0.5, 0.5, 1])[1:], per_frame[1:], rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(speeds(pose[:9]), per_frame[:9])
+    assert not speeds(np.repeat(pose[:1], 4, 0))[1:].any() and speeds(np.zeros((0, 33, 4))).shape == (0, 13)
+    assert code_of(speeds, pose, 0) == "E301" and code_of(speeds, pose[0]) == "E103"
+
+
 # overlay
+
+
+@needs_bikes
+def test_an_event_of_a_track_is_written_beside_its_person(two, pair, tmp_path):
+    event = {"start": 0, "end": 9, "label": "쓰러짐 fall", "kind": "anomaly"}
+    a, b = (next(frames(overlay_video(pair, tmp_path / f"{n}.mp4", two, [event | {"track": n}], picture=False)))[2]
+            for n in list(two)[:2])
+    red = [np.argwhere((np.abs(f.astype(int) - [0xA0, 0x1C, 0x1C]) < 40).all(-1)) for f in (a, b)]
+    assert all(len(r) > 100 for r in red) and abs(red[0][:, 1].mean() - red[1][:, 1].mean()) > 60
 
 
 def test_drawing_leaves_the_frame_alone_and_survives_odd_poses():

@@ -37,11 +37,13 @@ def paired(ours: Callable[[], object], peer: Callable[[], object], pairs: int = 
 
 
 def save(system: str, figures: dict[str, dict]) -> Path:
-    "Write the figures of a system, and print them."
+    "Write the figures of a system beside those of earlier runs, and print them."
     path = RESULTS / f"{system}.json"
     path.parent.mkdir(exist_ok=True)
     machine = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
-    path.write_text(json.dumps({"machine": machine, "figures": figures}, indent=1) + "\n")
+    before = json.loads(path.read_text())["figures"] if path.exists() else {}
+    path.write_text(json.dumps({"machine": machine, "figures": before | figures}, indent=1) + "\n")
     for name, f in figures.items():
-        print(f"{name}: ours / peer {f['ratio']:.3f} ({f['low']:.3f} to {f['high']:.3f}), {f['pairs']} pairs; {f['note']}")
+        ratio = f"ours / peer {f['ratio']:.3f} ({f['low']:.3f} to {f['high']:.3f}), {f['pairs']} pairs; " if "ratio" in f else ""
+        print(f"{name}: {ratio}{f['note']}")
     return path

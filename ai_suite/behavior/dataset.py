@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['normal_starts', 'anomaly_starts', 'intervals_of_job', 'windows_of', 'kinds_of', 'check_settings', 'collected',
-           'build']
+           'windows_of_video', 'about_the_video', 'fill', 'notes_of', 'describe', 'write_dataset', 'jobs_of',
+           'interruptible', 'build']
 
-# %% ../../nbs/behavior/20_dataset.ipynb #d5af4463
+# %% ../../nbs/behavior/20_dataset.ipynb #2a1e91b1
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +18,8 @@ from unicodedata import normalize
 
 import numpy as np
 
-from .cvat import Job, pair
+from .cvat import Job
+from .pairs import pair
 from ..core.cache import Store, file_hash, write_json, writing
 from ..core.cli import progress, say
 from ..core.errors import SuiteError, expect
@@ -64,7 +66,7 @@ def anomaly_starts(
         chosen |= {edge for edge in edges if 0 <= edge <= last}
     return np.array(sorted(chosen), dtype=np.int64)
 
-# %% ../../nbs/behavior/20_dataset.ipynb #1d057a0c
+# %% ../../nbs/behavior/20_dataset.ipynb #8b4bf0a2
 def intervals_of_job(
     job: Job,  # One annotated video
     labels: Sequence[str],  # Labels to keep
@@ -78,6 +80,7 @@ def intervals_of_job(
             inside[i.label].append((start, end))
     return inside
 
+# %% ../../nbs/behavior/20_dataset.ipynb #dd9ef16c
 def windows_of(
     pose: np.ndarray,  # (n,33,4) landmarks of each frame
     job: Job,  # Its annotation
@@ -98,7 +101,7 @@ def windows_of(
         first = anomaly_starts(events, len(x), size, stride, overlap)
     return sliding(x, size, 1)[first], label_windows(first, size, intervals, list(kinds), overlap)
 
-# %% ../../nbs/behavior/20_dataset.ipynb #51e7b511
+# %% ../../nbs/behavior/20_dataset.ipynb #779da04f
 def kinds_of(
     jobs: Sequence[Job],  # All annotated videos
     kind: str,  # "normal" or "anomaly"
@@ -115,6 +118,7 @@ def kinds_of(
     expect(chosen, "E104", "no interval carries a label", "check that the tracks of the XML have an end (outside=1)")
     return {label: other if label in (other_labels or ()) else kind for label in sorted(chosen)}
 
+# %% ../../nbs/behavior/20_dataset.ipynb #0650fb17
 def check_settings(
     window_size: int,  # Frames
     stride: int,  # Frames
@@ -124,10 +128,10 @@ def check_settings(
 ) -> None:
     "Stop at settings that make no sense."
     expect(seed >= 0, "E301", f"seed is {seed}", "use 0 or more")
-    expect(window_size >= 2, "E301", f"window_size is {window_size}", "use at least 2 frames")
+    expect(2 <= window_size <= 10_000, "E301", f"window_size is {window_size}", "use 2 to 10000 frames")
     expect(stride >= 1, "E301", f"stride is {stride}", "use at least 1 frame")
     expect(0 < overlap <= 1, "E301", f"overlap is {overlap}", "use a share above 0 and up to 1")
-    expect(background >= 0, "E301", f"background is {background}", "use 0 or more")
+    expect(0 <= background < np.inf, "E301", f"background is {background}", "use 0 or more")
 
 # %% ../../nbs/behavior/20_dataset.ipynb #453747c4
 @contextmanager
@@ -144,7 +148,143 @@ def collected(
             for file in sorted(Path(stage).iterdir(), key=lambda f: f.name == last):
                 os.replace(file, folder / file.name)
 
-# %% ../../nbs/behavior/20_dataset.ipynb #018eaa03
+# %% ../../nbs/behavior/20_dataset.ipynb #f0a93522
+def windows_of_video(
+    result: dict[str, Any] | SuiteError,  # One answer of `many_poses`
+    jobs: list[Job],  # What was annotated of the video
+    kinds: dict[str, str],  # Label -> "normal" or "anomaly"
+    kind: str,  # Which windows to take: "normal" or "anomaly"
+    settings: dict[str, Any],  # window_size, stride, overlap, background
+    rng: np.random.Generator,  # Draws the windows without label
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:  # X (N,T,F), Y (N,C), facts for `meta.json`
+    "The windows of all annotated stretches of a video, or why there are none."
+    if isinstance(result, SuiteError):
+        raise result
+    pose = result["pose"]
+    expect(found(pose).any(), "E402", "nobody was found in the video")
+    parts = [windows_of(pose, job, kinds, kind, settings, rng) for job in jobs]
+    X, Y = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    wanted = [label for label in kinds if kind in ("normal", kinds[label])]
+    events = any(i.label in wanted for job in jobs for i in job.intervals)
+    none = "it has no event, and --background keeps none" if kind == "normal" else "it has no anomalous event"
+    expect(len(X), "E104", "no window of it is kept", "the intervals may be too short for --overlap" if events else none)
+    facts = {"frames": len(pose), "fps": float(result["fps"]), "width": int(result["width"]), "height": int(result["height"]),
+             "windows": len(X), "person_share": round(float(found(pose).mean()), 4)}
+    return X, Y, facts
+
+# %% ../../nbs/behavior/20_dataset.ipynb #eef3766c
+def about_the_video(
+    e: SuiteError,  # What stopped the work on one video
+) -> bool:  # False when the next video would meet the same
+    "Is an error about one video, rather than about this computer or the settings?"
+    return e.code < "E110" or "E400" <= e.code < "E500"
+
+# %% ../../nbs/behavior/20_dataset.ipynb #e43b2bbf
+def fill(
+    X: WindowWriter,  # Where the windows go
+    poses: Iterable[tuple[str | Path, dict[str, Any] | SuiteError]],  # From `many_poses`
+    todo: dict[str | Path, list[Job]],  # Video: what was annotated of it
+    names: dict[str | Path, str],  # Video: its name in `groups.npy`
+    kinds: dict[str, str],  # Label -> "normal" or "anomaly"
+    settings: dict[str, Any],  # kind, window_size, stride, overlap, background, seed
+) -> tuple[list[np.ndarray], list[dict[str, Any]], list[dict[str, str]]]:  # Labels, videos, what was skipped
+    "Write the windows of all videos."
+    Y, videos, skipped = [], [], []
+    for number, (path, result) in enumerate(poses, 1):
+        rng = np.random.default_rng([settings["seed"], number])
+        try:
+            x, y, facts = windows_of_video(result, todo[path], kinds, settings["kind"], settings, rng)
+            videos.append({"video": names[path], "sha256": file_hash(path), **facts})
+        except SuiteError as e:
+            if not about_the_video(e):
+                raise
+            skipped.append({"video": names[path], **e.as_dict()})
+            continue
+        X.append(x)
+        Y.append(y)
+    return Y, videos, skipped
+
+# %% ../../nbs/behavior/20_dataset.ipynb #5fb6c3ce
+def notes_of(
+    totals: dict[str, int],  # Label: windows that carry it
+    videos: list[dict[str, Any]],  # With their `fps`
+    overlap: float,  # Least share of a window inside an interval for its label
+) -> list[str]:  # Sentences for the user
+    "What may surprise those who train on the dataset."
+    rates = [v["fps"] for v in videos]
+    notes = [f"no window carries '{label}': its events may be too short for overlap {overlap:g}"
+             for label, n in totals.items() if not n]
+    if max(rates) > 1.05 * min(rates):
+        notes.append(f"frame rates differ ({min(rates):g} to {max(rates):g}); windows are counted in frames")
+    return notes
+
+# %% ../../nbs/behavior/20_dataset.ipynb #99da4f84
+def describe(
+    kinds: dict[str, str],  # Label -> "normal" or "anomaly"
+    settings: dict[str, Any],  # Those of the build
+    Y: np.ndarray,  # (N,C) labels
+    videos: list[dict[str, Any]],  # From `fill`
+    skipped: list[dict[str, str]],  # Files left out, with the reason
+    told: list[str],  # What the reader of the annotations had to guess or leave out
+) -> dict[str, Any]:  # The content of `meta.json`
+    "What is to be known of a dataset."
+    totals = dict(zip(kinds, Y.sum(0).astype(int).tolist(), strict=True))
+    return {"labels": list(kinds), "label_kinds": kinds, "feature_names": FEATURE_NAMES, **settings,
+            "fps": float(np.median([v["fps"] for v in videos])),
+            "aspect": float(np.median([v["width"] / v["height"] for v in videos])),
+            "notes": notes_of(totals, videos, settings["overlap"]) + told, "windows_per_label": totals,
+            "videos": videos, "skipped": skipped}
+
+# %% ../../nbs/behavior/20_dataset.ipynb #03983332
+def write_dataset(
+    out_dir: Path,  # Where the four files go
+    poses: Iterable[tuple[str | Path, dict[str, Any] | SuiteError]],  # From `many_poses`
+    todo: dict[str | Path, list[Job]],  # Video: what was annotated of it
+    names: dict[str | Path, str],  # Video: its name in `groups.npy`
+    kinds: dict[str, str],  # Label -> "normal" or "anomaly"
+    settings: dict[str, Any],  # Those of the build
+    skipped: list[dict[str, str]],  # Files left out already
+) -> dict[str, Any]:  # What `meta.json` holds
+    "Write the four files, whole or not at all."
+    with collected(out_dir) as stage, WindowWriter(stage, settings["window_size"], len(FEATURE_NAMES)) as X:
+        labels, videos, more = fill(X, poses, todo, names, kinds, settings)
+        skipped = skipped + more
+        expect(X.n, "E104", "no window could be made", "; ".join(s["what"] for s in more[:3]))
+        X.close()
+        Y = np.concatenate(labels)
+        np.save(stage / "Y.npy", Y)
+        np.save(stage / "groups.npy", np.repeat([v["video"] for v in videos], [v["windows"] for v in videos]))
+        told = [f"{names[path]}: {note}" for path, jobs in todo.items() for job in jobs for note in job.notes]
+        meta = describe(kinds, settings, Y, videos, skipped, told)
+        write_json(stage / "meta.json", meta)
+    return meta
+
+# %% ../../nbs/behavior/20_dataset.ipynb #1ffafe07
+def jobs_of(
+    video_root: str | Path,  # Folder of videos
+    xml_root: str | Path,  # Folder of CVAT XML files
+) -> tuple[dict[str | Path, list[Job]], list[dict[str, str]]]:  # Video: its jobs; files left out
+    "What is to be looked at."
+    pairs, problems = pair(video_root, xml_root)
+    expect(pairs, "E104", "no XML file belongs to a video", "; ".join(p["what"] for p in problems[:3]) or None)
+    todo: dict[str | Path, list[Job]] = {}
+    for video, job in pairs:
+        todo.setdefault(video, []).append(job)
+    return todo, [{"video": p["file"], **{k: p[k] for k in ("code", "what", "fix")}} for p in problems]
+
+@contextmanager
+def interruptible(
+    kept: bool,  # Are the poses finished so far kept?
+) -> Iterator[None]:
+    "Turn Ctrl-C into E130 and say what is kept."
+    try:
+        yield
+    except KeyboardInterrupt:
+        what = "the poses of the videos that were finished are kept" if kept else "nothing is kept without --resume"
+        fix = "run the same command again: it goes on from there" if kept else "run the same command again"
+        raise SuiteError("E130", f"the build was interrupted; {what}", fix) from None
+
+# %% ../../nbs/behavior/20_dataset.ipynb #1ba0ab02
 def build(
     kind: str,  # "normal" or "anomaly"
     video_root: str | Path,  # Folder of videos
@@ -164,72 +304,15 @@ def build(
 ) -> dict[str, Any]:  # What `meta.json` holds
     "Build a dataset from a folder of videos and one of XML files."
     check_settings(window_size, stride, overlap, background, seed)
-    pairs, problems = pair(video_root, xml_root)
-    skipped = [{"video": p["file"], **{k: p[k] for k in ("code", "what", "fix")}} for p in problems]
-    expect(pairs, "E104", "no XML file belongs to a video", "; ".join(p["what"] for p in problems[:3]) or None)
-    kinds = kinds_of([job for _, job in pairs], kind, labels, other_labels)
-    settings = dict(window_size=window_size, stride=stride, overlap=overlap, background=background)
-    todo: dict[str | Path, list[Job]] = {}
-    for video, job in pairs:
-        todo.setdefault(video, []).append(job)
-    poses = many_poses(todo, workers, resize_w, model_complexity, Store() if resume else None)
-    Y: list[np.ndarray] = []
-    groups: list[str] = []
-    videos, done = [], 0
-    try:
-        with collected(Path(out_dir)) as stage, WindowWriter(stage, window_size, len(FEATURE_NAMES)) as X:
-            for path, result in progress(poses, f"build-dataset-{kind}", len(todo)):
-                done, name = done + 1, normalize("NFC", str(Path(path).relative_to(video_root)))
-                try:
-                    facts = _add(X, Y, todo[path], result, kinds, kind, settings, np.random.default_rng([seed, done]))
-                except SuiteError as e:
-                    skipped.append({"video": name, **e.as_dict()})
-                    continue
-                groups += [name] * facts["windows"]
-                videos.append({"video": name, "sha256": file_hash(path), **facts})
-            expect(X.n, "E104", "no window could be made", "; ".join(s["what"] for s in skipped[:3]) or None)
-            totals = dict(zip(kinds, np.concatenate(Y).sum(0).astype(int).tolist(), strict=True))
-            meta = _meta(kinds, settings, kind, resize_w, model_complexity, seed, videos, skipped, totals)
-            X.close()
-            np.save(stage / "Y.npy", np.concatenate(Y))
-            np.save(stage / "groups.npy", np.array(groups))
-            write_json(stage / "meta.json", meta)
-    except KeyboardInterrupt:
-        kept = "their poses are kept" if resume else "nothing is kept without --resume"
-        raise SuiteError("E130", f"stopped after {done} of {len(todo)} videos; {kept}",
-                         "run the same command again: it goes on from there") from None
-    for s in skipped:
-        say(f"skipped {s['video']}: {s['code']} {s['what']}")
-    for note in meta["notes"]:
-        say(note)
+    settings = dict(window_size=window_size, stride=stride, overlap=overlap, background=background, kind=kind,
+                    resize_w=resize_w, model_complexity=model_complexity, seed=seed)
+    with interruptible(resume):
+        todo, skipped = jobs_of(video_root, xml_root)
+        kinds = kinds_of([job for jobs in todo.values() for job in jobs], kind, labels, other_labels)
+        names = {path: normalize("NFC", str(Path(path).relative_to(video_root))) for path in todo}
+        poses = many_poses(todo, workers, resize_w, model_complexity, Store() if resume else None)
+        shown = progress(poses, f"build-dataset-{kind}", len(todo))
+        meta = write_dataset(Path(out_dir), shown, todo, names, kinds, settings, skipped)
+    for line in [f"skipped {s['video']}: {s['code']} {s['what']}" for s in meta["skipped"]] + meta["notes"]:
+        say(line)
     return meta
-
-# %% ../../nbs/behavior/20_dataset.ipynb #389f918b
-def _add(X: WindowWriter, Y: list[np.ndarray], jobs: list[Job], result: dict[str, Any] | SuiteError, kinds: dict[str, str],
-         kind: str, settings: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-    if isinstance(result, SuiteError):
-        raise result
-    pose = result["pose"]
-    expect(found(pose).any(), "E402", "nobody was found in the video")
-    parts = [windows_of(pose, job, kinds, kind, settings, rng) for job in jobs]
-    n = sum(len(x) for x, _ in parts)
-    events = any(i.label in kinds for job in jobs for i in job.intervals)
-    short = "the intervals may be too short for --overlap" if events else "it has no event, and --background keeps none"
-    expect(n, "E104", "no window of it is kept", short)
-    for x, y in parts:
-        X.append(x)
-        Y.append(y)
-    return {"frames": len(pose), "fps": float(result["fps"]), "width": int(result["width"]), "height": int(result["height"]),
-            "windows": n, "person_share": round(float(found(pose).mean()), 4)}
-
-def _meta(kinds: dict[str, str], settings: dict[str, Any], kind: str, resize_w: int | None, model_complexity: int,
-          seed: int, videos: list[dict[str, Any]], skipped: list[dict[str, Any]], totals: dict[str, int]) -> dict[str, Any]:
-    rates = [v["fps"] for v in videos]
-    notes = [f"no window carries '{label}': its events may be too short for overlap {settings['overlap']:g}"
-             for label, n in totals.items() if not n]
-    if max(rates) > 1.05 * min(rates):
-        notes.append(f"frame rates differ ({min(rates):g} to {max(rates):g}); windows are counted in frames")
-    return {"labels": list(kinds), "label_kinds": kinds, "feature_names": FEATURE_NAMES, **settings, "kind": kind,
-            "fps": float(np.median(rates)), "aspect": float(np.median([v["width"] / v["height"] for v in videos])),
-            "resize_w": resize_w, "model_complexity": model_complexity, "seed": seed,
-            "notes": notes, "windows_per_label": totals, "videos": videos, "skipped": skipped}

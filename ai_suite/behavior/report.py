@@ -61,7 +61,7 @@ def plot_losses(
         ax.legend()
     return fig
 
-TITLES = {"lstm": "LSTM", "tcn": "TCN", "transformer": "Transformer"}
+TITLES = {"lstm": "LSTM", "tcn": "TCN", "transformer": "Transformer", "minirocket": "MiniRocket"}
 
 def training_report(
     meta: Mapping[str, Any],  # What the datasets say of themselves
@@ -83,7 +83,8 @@ def training_report(
     page.table([{"label": label, "kind": kinds.get(label, ""), **scores} for label, scores in metrics["per_class"].items()],
                "ap is the average precision, support the number of validation windows with the label.")
     page.section("Training")
-    page.figure(plot_losses(history), "Loss by epoch; the weights of the lowest validation loss are kept.")
+    if history:
+        page.figure(plot_losses(history), "Loss by epoch; the weights of the lowest validation loss are kept.")
     skipped = meta.get("skipped", [])
     if skipped:
         page.section("Skipped")
@@ -131,8 +132,9 @@ def plot_tracks(
     "Probability of each label over time, with its threshold."
     with house_style():
         fig, ax = canvas(8, 2.4)
+        few = slice(None, None, max(1, len(times) // 2000))
         for c, label in enumerate(labels):
-            ax.plot(times, p[:, c], color=PALETTE[c % len(PALETTE)], label=label)
+            ax.plot(times[few], p[few, c], color=PALETTE[c % len(PALETTE)], label=label)
             ax.axhline(thresholds[c], color=PALETTE[c % len(PALETTE)], lw=0.8, ls=":")
         ax.set(ylim=(0, 1.02), xlabel="seconds", ylabel="probability")
         ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
@@ -157,7 +159,8 @@ def video_report(
     if events:
         page.figure(plot_timeline({kind: [e for e in events if e["kind"] == kind] for kind in ("anomaly", "normal")},
                                   result["duration"]), "Events after smoothing.")
-        page.table([{k: e[k] for k in ("start", "end", "label", "kind", "confidence")} for e in events], "Times in seconds.")
+        page.table([{k: e[k] for k in ("start", "end", "label", "kind", "confidence", "track") if e[k] is not None} for e in events],
+                   "Times in seconds.")
     else:
         page.text("No label reached its threshold.")
     page.section("What the model saw")

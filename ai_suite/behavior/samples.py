@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Tracks', 'Events', 'MOTIONS', 'NORMAL', 'ANOMALY', 'LABELS', 'sway', 'standing', 'frames_of', 'pulse', 'stroll',
-           'walk', 'reach', 'crouch', 'perhaps_stroll', 'topple', 'fall', 'stumble', 'make_clip', 'clip_jobs',
+           'walk', 'reach', 'crouch', 'perhaps_stroll', 'topple', 'fall', 'stumble', 'acted', 'make_clip', 'clip_jobs',
            'make_clips']
 
 # %% ../../nbs/behavior/60_samples.ipynb #14110a02
@@ -204,28 +204,46 @@ NORMAL = ["walk", "reach", "crouch", "rise", "walk", "reach", "crouch", "kneel",
 ANOMALY = ["fall"]
 LABELS = {"walk": "normal", "reach": "normal", "crouch": "normal", "fall": "anomaly"}
 
-# %% ../../nbs/behavior/60_samples.ipynb #71443fed
+# %% ../../nbs/behavior/60_samples.ipynb #16f07760
+def acted(
+    motions: Sequence[str],  # Keys of `MOTIONS`, one after the other
+    rng: np.random.Generator,  # Source of the choices
+    fps: float,  # Frames per second
+    n: int,  # Frames of each motion
+) -> tuple[Tracks, Events]:  # Tracks of len(motions) * n frames, what happens in them
+    "A person who does one thing after the other."
+    tracks, events = standing(rng, n * len(motions)), []
+    for start, motion in zip(range(0, n * len(motions), n), motions, strict=True):
+        part = {name: track[start : start + n].copy() for name, track in tracks.items()}
+        events += [(label, start + a, start + b) for label, a, b in MOTIONS[motion](part, rng, fps)]
+        moved = part["x"][-1] - tracks["x"][start + n - 1] if motion == "walk" else 0
+        for name, track in part.items():
+            tracks[name][start : start + n] = track
+        tracks["x"][start + n :] = np.clip(tracks["x"][start + n :] + moved, 0.2, 0.8)
+    return tracks, events
+
+# %% ../../nbs/behavior/60_samples.ipynb #308aca80
 def make_clip(
     name: str,  # File name without ending
-    motion: str,  # A key of `MOTIONS`
+    motion: str | Sequence[str],  # A key of `MOTIONS`, or several to be shown one after the other
     folder: str | Path,  # Where `videos` and `xml` are
     person: str,  # A name from `people()`
     scenes: Sequence[str],  # Names from `backgrounds()`; one is drawn
     seed: Sequence[int],  # Numbers that determine the clip
     size: tuple[int, int] = (384, 288),  # Width and height, pixels
     fps: float = 12.0,  # Frames per second
-    seconds: float = 4.0,  # Length
+    seconds: float = 4.0,  # Length of each motion
 ) -> Path:  # The video
     "Generate one clip with its CVAT XML."
     from ai_suite.video.frames import write_video
 
+    motions = [motion] if isinstance(motion, str) else list(motion)
     rng, n = np.random.default_rng(seed), round(seconds * fps)
-    tracks = standing(rng, n)
-    events = MOTIONS[motion](tracks, rng, fps)
+    tracks, events = acted(motions, rng, fps, n)
     background = view(backgrounds()[scenes[int(rng.integers(len(scenes)))]], size, rng)
     frames = render(vary(people()[person], rng), background, tracks, rng, gain=rng.uniform(0.7, 1.15))
     video = write_video(Path(folder) / "videos" / f"{name}.mp4", frames, fps)
-    write_text(Path(folder) / "xml" / f"{name}.xml", cvat_xml(video.name, n, size, events, list(LABELS)))
+    write_text(Path(folder) / "xml" / f"{name}.xml", cvat_xml(video.name, n * len(motions), size, events, list(LABELS)))
     return video
 
 def _quietly(job: Mapping[str, Any]) -> Path:

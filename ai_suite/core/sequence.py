@@ -6,7 +6,10 @@
 __all__ = ['LIMITS', 'MODELS', 'scaler_of', 'WindowClassifier', 'LSTMClassifier', 'CausalBlock', 'TCNClassifier',
            'AttentionBlock', 'TransformerClassifier', 'build']
 
-# %% ../../nbs/core/90_sequence.ipynb #abac152d
+# %% ../../nbs/core/90_sequence.ipynb #e312ef96
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -34,7 +37,7 @@ def scaler_of(
     return mean.astype(np.float32), np.where(std > 1e-6*np.abs(mean) + 1e-12, std, 1).astype(np.float32)
 
 # %% ../../nbs/core/90_sequence.ipynb #487f8c52
-LIMITS = {'n_features': 65_536, 'n_classes': 10_000, 'hidden': 4_096, 'layers': 16}
+LIMITS = {'n_features': 65_536, 'n_classes': 10_000, 'hidden': 4_096, 'layers': 16, 'window': 4_096}
 
 class WindowClassifier(nn.Module):
     "Checked sizes, normalisation inside, a plain description"
@@ -42,12 +45,13 @@ class WindowClassifier(nn.Module):
     std:Tensor
 
     def __init__(self,
-        config:dict, # `name`, the four sizes of `LIMITS` and the other arguments
+        config:dict, # `name`, sizes that `LIMITS` knows and the other arguments
         mean:np.ndarray|Tensor|None=None, # (F,) subtracted from each feature, 0 if absent
         std:np.ndarray|Tensor|None=None, # (F,) each feature is divided by, 1 if absent
     ):
         super().__init__()
-        for k, most in LIMITS.items(): expect(1 <= config[k] <= most, 'E301', f'{k} is {config[k]}', f'use 1 to {most}')
+        for k, most in LIMITS.items():
+            expect(1 <= config.get(k, 1) <= most, 'E301', f'{k} is {config.get(k)}', f'use 1 to {most}')
         self._config, n_features = config, config['n_features']
         for k, v, default in [('mean', mean, torch.zeros), ('std', std, torch.ones)]:
             values = default(n_features) if v is None else torch.as_tensor(v, dtype=torch.float32).clone()
@@ -198,8 +202,13 @@ class TransformerClassifier(WindowClassifier):
         z = self.enter(self.scaled(x)) + torch.sin(time[:, None]*self.rate + self.phase)
         return self.head(self.drop(self.norm(self.blocks(z)).amax(1)))
 
-# %% ../../nbs/core/90_sequence.ipynb #8fc37b30
-MODELS:dict[str, type[nn.Module]] = {'lstm': LSTMClassifier, 'tcn': TCNClassifier, 'transformer': TransformerClassifier}
+# %% ../../nbs/core/90_sequence.ipynb #240991ef
+def _minirocket(**args:Any) -> nn.Module:
+    from ai_suite.core.minirocket import MiniRocketClassifier
+    return MiniRocketClassifier(**args)
+
+MODELS:dict[str, Callable[..., nn.Module]] = {'lstm': LSTMClassifier, 'tcn': TCNClassifier,
+                                              'transformer': TransformerClassifier, 'minirocket': _minirocket}
 
 def build(
     config:dict, # `name` of a model in `MODELS` and its arguments, as from `config()`

@@ -83,7 +83,8 @@ def shown_clip(
     truth: list[dict[str, Any]],  # Annotated events: start and end in seconds, label
 ) -> None:
     "Add a clip to the page: skeletons, what was annotated, what was found."
-    from ai_suite.behavior.infer import analyze, load_model
+    from ai_suite.behavior.analyze import analyze
+    from ai_suite.behavior.model import load_model
     from ai_suite.behavior.report import plot_skeletons
     from ai_suite.core.cache import Store
     from ai_suite.core.plots import plot_timeline
@@ -185,7 +186,7 @@ def example_frames(
     "Write one test window that is labelled as a fall."
     import numpy as np
 
-    from ai_suite.behavior.train import read_dataset
+    from ai_suite.behavior.join import read_dataset
     from ai_suite.core.cache import write_json
 
     X, Y, _, meta = read_dataset(test)

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['class_names', 'ObjectDetector', 'people']
 
-# %% ../../nbs/video/20_objects.ipynb #b717f608
-import contextlib
+# %% ../../nbs/video/20_objects.ipynb #2e07066c
 import zipfile
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
@@ -17,7 +16,7 @@ import numpy as np
 from ..core.config import nearest
 from ..core.errors import SuiteError, expect, need
 from ..core.weights import resolve
-from .frames import quiet
+from .landmarkers import Task
 
 # %% ../../nbs/video/20_objects.ipynb #8b2c9361
 if TYPE_CHECKING:
@@ -36,24 +35,6 @@ def class_names(
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as e:
         raise SuiteError("E200", f"{weights.name} holds no label map: {e}") from e
 
-# %% ../../nbs/video/20_objects.ipynb #506e26eb
-def _detector(weights: Path, classes: list[str] | None, min_score: float, max_results: int, mode: str) -> Any:
-    need("mediapipe", "video")
-    tasks = need("mediapipe.tasks.python", "video")
-    options = tasks.vision.ObjectDetectorOptions(
-        base_options=tasks.BaseOptions(model_asset_path=str(weights)),
-        running_mode=tasks.vision.RunningMode[mode.upper()],
-        category_allowlist=classes,
-        score_threshold=min_score,
-        max_results=max_results,
-    )
-    try:
-        return tasks.vision.ObjectDetector.create_from_options(options)
-    except OSError as e:
-        raise SuiteError("E602", f"MediaPipe needs a system library: {e}") from e
-    except (RuntimeError, ValueError) as e:
-        raise SuiteError("E200", f"{weights.name} cannot be loaded: {e}") from e
-
 # %% ../../nbs/video/20_objects.ipynb #5b660717
 def _detections(found: list[Any], names: list[str], width: int, height: int) -> Detections:
     boxes = [(d.bounding_box.origin_x, d.bounding_box.origin_y, d.bounding_box.width, d.bounding_box.height) for d in found]
@@ -68,14 +49,7 @@ def _detections(found: list[Any], names: list[str], width: int, height: int) -> 
         data={"class_name": np.array(labels, str)},
     )
 
-# %% ../../nbs/video/20_objects.ipynb #486df2d7
-def _image(frame: Any) -> Any:
-    good = isinstance(frame, np.ndarray) and frame.ndim == 3 and frame.shape[2] == 3 and frame.dtype == np.uint8
-    expect(good and frame.size, "E103", "a frame is not a uint8 array (H,W,3)", "give frames as video.frames yields them")
-    mp = need("mediapipe", "video")
-    return mp.Image(image_format=mp.ImageFormat.SRGB, data=np.ascontiguousarray(frame))
-
-# %% ../../nbs/video/20_objects.ipynb #95ddea2f
+# %% ../../nbs/video/20_objects.ipynb #a847ba0c
 class ObjectDetector:
     "Boxes around the objects in a frame, found by EfficientDet-Lite0."
 
@@ -93,16 +67,9 @@ class ObjectDetector:
         for name in classes or []:
             close = nearest(name, self.names) or "person"
             expect(name in self.names and "?" not in name, "E301", f"unknown class '{name}'", f"did you mean '{close}'?")
-        self._settings = classes or None, min_score, max_results, mode
-        self._task: Any = None
-        self._last = -1
-
-    def _detect(self, image: Any, *stamp: int) -> Any:
-        first = self._task is None
-        with quiet() if first else contextlib.nullcontext():
-            if first:
-                self._task = _detector(self.weights, *self._settings)
-            return self._task.detect_for_video(image, *stamp) if stamp else self._task.detect(image)
+        self.classes, self.min_score, self.max_results = classes or None, min_score, max_results
+        self._task = Task("ObjectDetector", self.weights, mode, category_allowlist=self.classes,
+                          score_threshold=min_score, max_results=max_results)
 
     def __call__(
         self,
@@ -110,17 +77,12 @@ class ObjectDetector:
         t_ms: float | None = None,  # Time, ms; 40 ms after the last when not given; unused in image mode
     ) -> Detections:  # xyxy (pixels), confidence, class_id, data["class_name"]; surest first
         "The objects in a frame."
-        image = _image(frame)
-        if self.mode == "video":
-            self._last = max(int(self._last + 40 if t_ms is None else t_ms), self._last + 1)
-        result = self._detect(image, self._last) if self.mode == "video" else self._detect(image)
+        result = self._task.detect(frame, t_ms)
         return _detections(result.detections, self.names, frame.shape[1], frame.shape[0])
 
     def close(self) -> None:
         "Free the network."
-        task, self._task = self._task, None
-        if task is not None:
-            task.close()
+        self._task.close()
 
     def __enter__(self) -> "ObjectDetector":
         return self

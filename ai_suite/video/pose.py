@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['LANDMARKS', 'CONNECTIONS', 'MODELS', 'PoseEstimator', 'found', 'video_pose', 'many_poses', 'sample_pose']
 
-# %% ../../nbs/video/40_pose.ipynb #bda576eb
-import contextlib
+# %% ../../nbs/video/40_pose.ipynb #7e616d73
 import multiprocessing
 import os
 import signal
@@ -21,9 +20,11 @@ from typing import Any
 import numpy as np
 
 from ..core.cache import Store, file_hash, key_of
-from ..core.errors import SuiteError, expect, need
+from ..core.errors import SuiteError, expect
 from ..core.weights import resolve
-from .frames import frames, opencv, probe, quiet
+from .frames import frames, opencv, probe
+from .landmarkers import Task
+from .replay import recording
 
 # %% ../../nbs/video/40_pose.ipynb #b86f881a
 LANDMARKS = [  # The 33 names, in the order of the pose array
@@ -52,35 +53,11 @@ def _weights_of(
     expect(complexity in MODELS, "E301", f"complexity {complexity} is not 0, 1 or 2")
     return resolve(MODELS[complexity])
 
-def _landmarker(weights: Path, mode: str, min_confidence: float, masks: bool) -> Any:
-    need("mediapipe", "video")
-    tasks = need("mediapipe.tasks.python", "video")
-    options = tasks.vision.PoseLandmarkerOptions(
-        base_options=tasks.BaseOptions(model_asset_path=str(weights)),
-        running_mode=tasks.vision.RunningMode[mode.upper()],
-        min_pose_detection_confidence=min_confidence,
-        min_pose_presence_confidence=min_confidence,
-        min_tracking_confidence=min_confidence,
-        output_segmentation_masks=masks,
-    )
-    try:
-        return tasks.vision.PoseLandmarker.create_from_options(options)
-    except OSError as e:
-        raise SuiteError("E602", f"MediaPipe needs a system library: {e}") from e
-    except (RuntimeError, ValueError) as e:
-        raise SuiteError("E200", f"{weights.name} cannot be loaded: {e}") from e
-
 # %% ../../nbs/video/40_pose.ipynb #d5727e00
 def _pose_of(result: Any) -> np.ndarray:
     if not result.pose_landmarks:
         return np.full((len(LANDMARKS), 4), np.nan, np.float32)
     return np.array([(p.x, p.y, p.z, p.visibility) for p in result.pose_landmarks[0]], np.float32)
-
-def _image_of(frame: np.ndarray) -> Any:
-    good = frame.ndim == 3 and frame.shape[2] == 3 and frame.dtype == np.uint8
-    expect(good, "E103", f"a frame is {frame.dtype} {frame.shape}, not uint8 (H,W,3)")
-    mp = need("mediapipe", "video")
-    return mp.Image(image_format=mp.ImageFormat.SRGB, data=np.ascontiguousarray(frame))
 
 # %% ../../nbs/video/40_pose.ipynb #da193896
 class PoseEstimator:
@@ -89,43 +66,61 @@ class PoseEstimator:
     def __init__(
         self,
         complexity: int = 1,  # Size of the network: 0, 1 or 2
-        mode: str = "video",  # "video" follows a person over frames, "image" looks at each alone
+        mode: str = "video",  # "video" follows a person over frames, "image" looks at each alone, "live" never waits
         min_confidence: float = 0.5,  # For finding, keeping and following a person, 0 to 1
     ):
-        expect(mode in ("video", "image"), "E301", f"mode '{mode}' is neither 'video' nor 'image'")
+        expect(mode in ("video", "image", "live"), "E301", f"mode '{mode}' is not 'video', 'image' or 'live'")
         expect(0 <= min_confidence <= 1, "E301", f"min_confidence {min_confidence} is not between 0 and 1")
-        self.mode, self.min_confidence, self.weights = mode, min_confidence, _weights_of(complexity)
-        self._tasks: dict[bool, Any] = {}
-        self._last = -1
+        self.complexity, self.mode, self.min_confidence = complexity, mode, min_confidence
+        self.weights = _weights_of(complexity)
+        self._task, self._masks = self._new(), None if mode != "image" else self._new(output_segmentation_masks=True)
 
-    def _detect(self, frame: np.ndarray, masks: bool, *stamp: int) -> Any:
-        image, first = _image_of(frame), masks not in self._tasks
-        with quiet() if first else contextlib.nullcontext():
-            if first:
-                self._tasks[masks] = _landmarker(self.weights, self.mode, self.min_confidence, masks)
-            task = self._tasks[masks]
-            return task.detect_for_video(image, *stamp) if stamp else task.detect(image)
+    def _new(self, **more: bool) -> Task:
+        names = ("min_pose_detection_confidence", "min_pose_presence_confidence", "min_tracking_confidence")
+        return Task("PoseLandmarker", self.weights, self.mode, **dict.fromkeys(names, self.min_confidence), **more)
 
     def __call__(
         self,
         frame: np.ndarray,  # (H,W,3) uint8 RGB
         t_ms: float | None = None,  # Time of the frame, ms; 40 ms after the last when not given; unused in image mode
     ) -> np.ndarray:  # (33,4) float32: x, y, z, visibility; NaN where no person was found
-        "The landmarks of the person in a frame."
-        if self.mode == "image":
-            return _pose_of(self._detect(frame, False))
-        self._last = max(int(self._last + 40 if t_ms is None else t_ms), self._last + 1)
-        return _pose_of(self._detect(frame, False, self._last))
+        "The landmarks of the person in a frame; not in live mode."
+        expect(self.mode != "live", "E301", "a live estimator is not called", "use its push and latest")
+        return _pose_of(self._task.detect(frame, t_ms))
+
+    def push(
+        self,
+        frame: np.ndarray,  # (H,W,3) uint8 RGB
+        t_ms: float | None = None,  # Time of the frame, ms; 40 ms after the last when not given
+    ) -> int:  # The stamp that `latest` will give for it, ms
+        "Hand over a frame without waiting for its pose; in live mode only."
+        expect(self.mode == "live", "E301", "push works in live mode only", 'use PoseEstimator(mode="live")')
+        return self._task.send(frame, t_ms)
+
+    def latest(
+        self,
+        after: float = -1,  # Only a frame with a later stamp than this, ms
+        wait: float = 0.0,  # How long to wait for such a frame, s
+    ) -> tuple[int, np.ndarray] | None:  # Stamp (ms) and pose (33,4) of the last finished frame; None when there is none
+        "The newest pose of a live estimator."
+        done = self._task.finished(after, wait)
+        return (done[0], _pose_of(done[1])) if done else None
+
+    @property
+    def dropped(self) -> int:  # Frames
+        "How many pushed frames were passed over because the network was busy."
+        return self._task.dropped
 
     def segment(
         self,
         frame: np.ndarray,  # (H,W,3) uint8 RGB
     ) -> tuple[np.ndarray, np.ndarray]:  # Pose (33,4); mask (H,W) float32, 0 to 1
         "Landmarks and silhouette of the person; in image mode only."
-        expect(self.mode == "image", "E301", "segment works in image mode only", 'use PoseEstimator(mode="image")')
+        if self._masks is None:
+            raise SuiteError("E301", "segment works in image mode only", 'use PoseEstimator(mode="image")')
         h, w = frame.shape[:2]
         padded = np.pad(frame, ((0, 0), (0, -w % 16), (0, 0)), mode="edge")  # rows of other widths abort numpy_view
-        result, wide = self._detect(padded, True), padded.shape[1]
+        result, wide = self._masks.detect(padded), padded.shape[1]
         pose = _pose_of(result)
         pose[:, 0] *= wide / w
         if not result.segmentation_masks:
@@ -134,8 +129,9 @@ class PoseEstimator:
 
     def close(self) -> None:
         "Free the networks."
-        while self._tasks:
-            self._tasks.popitem()[1].close()
+        for task in (self._task, self._masks):
+            if task is not None:
+                task.close()
 
     def __enter__(self) -> "PoseEstimator":
         return self
@@ -242,9 +238,7 @@ def many_poses(
             path = todo.pop(0)
             yield path, _alone(path, options)
 
-# %% ../../nbs/video/40_pose.ipynb #4b89350e
+# %% ../../nbs/video/40_pose.ipynb #4f7589bb
 def sample_pose() -> dict[str, Any]:  # As `video_pose`
     "The recorded poses of the clip bikes.mp4: 250 frames at 25 per second, 640 x 272 pixels."
-    with np.load(str(resources.files("ai_suite.video") / "bikes_pose.npz"), allow_pickle=False) as z:
-        arrays = {name: z[name].astype(np.float32) if name == "pose" else z[name] for name in z.files}
-    return {name: a.item() if a.ndim == 0 else a for name, a in arrays.items()}
+    return recording(str(resources.files("ai_suite.video") / "bikes_pose.npz"))
