@@ -115,7 +115,7 @@ def pinned(pairs: int = 7) -> dict:
     return result | {"note": f"2 x 250 frames: pinned takes {result['ratio']:.2f} of the time of unpinned"}
 
 
-def unpinned(turn, workers: int) -> None:
+def unpinned(turn, stop, workers: int) -> None:
     "What a pose worker does first, without pinning."
     from ai_suite.video.frames import opencv
 

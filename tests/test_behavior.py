@@ -186,6 +186,34 @@ def test_stream_takes_numbers_and_keeps_its_own_time(world: Path) -> None:
     assert stream.push(np.zeros(132))["ready"] and stream.push(x[0].reshape(33, 4))["ready"]
 
 
+@pytest.mark.parametrize("extra", [[], ["--realtime"], ["--people"]])
+def test_watch_video(world: Path, extra: list[str]) -> None:
+    video = sorted((world / "normal/videos").glob("walk*.mp4"))[0]
+    ran = call("watch-video", "--source", video, "--checkpoint", world / "model/m.onnx", *extra)
+    assert ran.returncode == 0, ran.stderr
+    rows = [json.loads(line) for line in ran.stdout.splitlines()]
+    for row in rows:
+        assert set(row) == {"change", "t", "start", "end", "label", "kind", "confidence", "track"}
+        assert (row["end"] is None) == (row["change"] == "started") and row["t"] + 1e-6 >= row["start"]
+        assert (row["track"] is None) != ("--people" in extra)
+    begun, over = ([(r["label"], r["start"], r["track"]) for r in rows if r["change"] == c] for c in ("started", "ended"))
+    assert sorted(begun) == sorted(over)
+
+
+def test_watch_without_a_camera(world: Path) -> None:
+    refused("E400", "watch-video", "--source", "97", "--checkpoint", world / "model/m.onnx")
+    refused("E101", "watch-video", "--source", world / "none.mp4", "--checkpoint", world / "model/m.onnx")
+
+
+def test_several_people_and_a_gate(world: Path) -> None:
+    video = next((world / "anomaly/videos").glob("*.mp4"))
+    answer = good("analyze-video", "--video", video, "--checkpoint", world / "model/m.onnx", "--people", "--overlay",
+                  world / "people.mp4", "--report", world / "people.html")
+    assert all(isinstance(e["track"], int) for e in answer["events"]) and (world / "people.html").stat().st_size > 10_000
+    gated = good("analyze-video", "--video", video, "--checkpoint", world / "model/m.onnx", "--gate")
+    assert all(e["track"] is None for e in gated["events"])
+
+
 BAD_JSON = ["", "{", "[]", '{"frames": []}', "[[1, 2], [3]]", '[["a"]]', "[[NaN]]", "[1, 2]", '{"x": 1}']
 
 

@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['LANDMARKS', 'CONNECTIONS', 'MODELS', 'PoseEstimator', 'found', 'video_pose', 'many_poses', 'sample_pose']
 
-# %% ../../nbs/video/40_pose.ipynb #7e616d73
+# %% ../../nbs/video/40_pose.ipynb #bda576eb
+import contextlib
 import multiprocessing
 import os
 import signal
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -146,12 +148,15 @@ def found(
     "In which frames a person was found."
     return np.asarray(~np.isnan(pose[:, 0, 0]))
 
-# %% ../../nbs/video/40_pose.ipynb #88b86ba3
+# %% ../../nbs/video/40_pose.ipynb #770ae752
+_STOP: list[Any] = []  # In a worker: the flag by which all of them give up
+
 def _compute(path: Path, resize_w: int | None, complexity: int, min_confidence: float) -> dict[str, np.ndarray]:
     facts = probe(path)
     poses, times = [], []
     with PoseEstimator(complexity, "video", min_confidence) as estimate:
         for _, t, frame in frames(path, resize_w=resize_w):
+            expect(not (_STOP and _STOP[0].value), "E130", f"{path.name} was given up")
             poses.append(estimate(frame, 1000 * t))
             times.append(t)
     expect(poses, "E401", f"{path.name} has no frames that can be decoded")
@@ -176,7 +181,7 @@ def video_pose(
         arrays = store.array(key, lambda: _compute(Path(path), *settings))
     return {name: a.item() if a.ndim == 0 else a for name, a in arrays.items()}
 
-# %% ../../nbs/video/40_pose.ipynb #53be8601
+# %% ../../nbs/video/40_pose.ipynb #eef76aca
 _Result = dict[str, Any] | SuiteError  # What `many_poses` gives for a file
 
 def _attempt(path: str | Path, options: dict[str, Any]) -> _Result:
@@ -187,27 +192,47 @@ def _attempt(path: str | Path, options: dict[str, Any]) -> _Result:
     except Exception as e:
         return SuiteError("E403", f"{Path(path).name}: {type(e).__name__}: {e}")
 
-def _settle(turn: Any, workers: int) -> None:
+def _settle(turn: Any, stop: Any, workers: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _STOP.append(stop)
     opencv().setNumThreads(1)
     with turn.get_lock():
         mine, turn.value = turn.value, turn.value + 1
     if hasattr(os, "sched_setaffinity") and workers <= len(cores := sorted(os.sched_getaffinity(0))):
         os.sched_setaffinity(0, {cores[mine % len(cores)]})
 
-def _pool(workers: int) -> ProcessPoolExecutor:
-    spawn = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, spawn, _settle, (spawn.Value("i", 0), workers))
-
-# %% ../../nbs/video/40_pose.ipynb #b4e03f28
-def _in_turn(todo: list[str | Path], workers: int, options: dict[str, Any]) -> Iterator[_Result]:
-    pool = _pool(min(workers, len(todo)))
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    "Keep Ctrl-C waiting while workers start: they inherit it, and it comes through at the end of the block."
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        for job in [pool.submit(_attempt, path, options) for path in todo]:
-            yield job.result()
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+def _pool(workers: int) -> tuple[ProcessPoolExecutor, Any]:
+    spawn = multiprocessing.get_context("spawn")
+    stop = spawn.RawValue("b", 0)
+    return ProcessPoolExecutor(workers, spawn, _settle, (spawn.Value("i", 0), stop, workers)), stop
+
+# %% ../../nbs/video/40_pose.ipynb #c81a25f0
+def _in_turn(todo: list[str | Path], workers: int, options: dict[str, Any]) -> Iterator[_Result]:
+    (pool, stop), jobs = _pool(min(workers, len(todo))), deque[Any]()
+    try:
+        for path in todo:
+            with _deaf():
+                jobs.append(pool.submit(_attempt, path, options))
+            if len(jobs) > 2 * workers:
+                yield jobs.popleft().result()
+        while jobs:
+            yield jobs.popleft().result()
     except BrokenProcessPool:
         return
     finally:
+        stop.value = 1
         pool.shutdown(cancel_futures=True)
 
 def _alone(path: str | Path, options: dict[str, Any]) -> _Result:
