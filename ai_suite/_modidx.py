@@ -216,7 +216,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'ai_suite.behavior.net.PoseMotion.forward': ( 'behavior/net.html#posemotion.forward',
                                                                                      'ai_suite/behavior/net.py'),
                                        'ai_suite.behavior.net.change': ('behavior/net.html#change', 'ai_suite/behavior/net.py'),
-                                       'ai_suite.behavior.net.cosine': ('behavior/net.html#cosine', 'ai_suite/behavior/net.py'),
+                                       'ai_suite.behavior.net.cosines': ('behavior/net.html#cosines', 'ai_suite/behavior/net.py'),
                                        'ai_suite.behavior.net.mirror': ('behavior/net.html#mirror', 'ai_suite/behavior/net.py'),
                                        'ai_suite.behavior.net.network': ('behavior/net.html#network', 'ai_suite/behavior/net.py'),
                                        'ai_suite.behavior.net.normalise': ('behavior/net.html#normalise', 'ai_suite/behavior/net.py')},

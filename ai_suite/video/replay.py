@@ -115,9 +115,11 @@ def _answers(got: Mapping[str, Any]) -> list[Any]:
     plain = next((name for name in SHAPES.values() if name in got and "count" not in got), None)
     if plain:
         return list(got[plain])
-    ends = np.cumsum(got["count"])[:-1]
-    parts = {name: np.split(got[name], ends) for name in (OBJECTS if "xyxy" in got else ("id", "pose", "box"))}
-    rows = [{name: part[k] for name, part in parts.items()} for k in range(len(got["count"]))]
+    names, count = (OBJECTS if "xyxy" in got else ("id", "pose", "box")), got.get("count", np.zeros(0, int))
+    whole = all(name in got and len(got[name]) == count.sum() for name in names)
+    expect(whole, "E102", "the recording is damaged: its fields do not fit together", "record the video again")
+    parts = {name: np.split(got[name], np.cumsum(count)[:-1]) for name in names}
+    rows = [{name: part[k] for name, part in parts.items()} for k in range(len(count))]
     if "xyxy" in got:
         return [_objects(row) for row in rows]
     return [{int(i): (p, b) for i, p, b in zip(*row.values(), strict=True)} for row in rows]
@@ -136,6 +138,8 @@ class Replay:
         self.made, self.t = got.get("made", {}), 1000 * np.asarray(got["t"])
         self._answers, self._looks = _answers(got), got.get("looks")
         self._size, self._next = (got["height"], got["width"]), 0
+        whole = len(self.t) and all(len(a) == len(self.t) for a in (self._answers, self._looks) if a is not None)
+        expect(whole, "E102", "the recording is damaged: it lacks frames", "record the video again")
 
     def _apart(self, frame: np.ndarray) -> np.ndarray:
         if self._looks is None:
