@@ -17,9 +17,9 @@ from .cache import atomic_path, cache_dir, file_hash, sha256_of
 from .config import nearest
 from .errors import SuiteError, expect
 
-# %% ../../nbs/core/60_weights.ipynb #eb5e5d64
+# %% ../../nbs/core/60_weights.ipynb #b7587ac7
 _HUB = "https://storage.googleapis.com/mediapipe-models"
-_FETCH = "python -c 'from ai_suite.video.weights import fetch_pose_weights as f; f({})'"
+_FETCH = "ai-suite fetch-pose-weights --complexity {}"
 KNOWN: dict[str, dict[str, Any]] = {
     "pose_landmarker_full": {
         "sha256": "4eaa5eb7a98365221087693fcc286334cf0858e2eb6e15b506aa4a7ecdcec4ad",

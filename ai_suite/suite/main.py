@@ -17,5 +17,6 @@ main = group(
         "doctor": "ai_suite.suite.doctor:doctor",
         "info": "ai_suite.suite.doctor:info",
         "verify": "ai_suite.suite.doctor:verify",
+        "fetch-pose-weights": "ai_suite.video.weights:fetch_pose_weights",
     },
 )
