@@ -244,9 +244,11 @@ def smoothing() -> dict:
     chosen, kept_out = calm("recordings_chosen", 4, TRAIN, 101), calm("recordings_test", 8, TEST, 202)
     k = kept_out
     note = (f"kept-out recordings: {k['flips_raw']} flips raw, {k['flips_shown']} shown, {k['flips_true']} in the truth "
-            f"({k['surplus_removed']:.0%} of the surplus removed); states under half a second: {k['flicker_raw']} raw, "
-            f"{k['flicker_shown']} shown; onset later by {k['onset_delay_median_s']:.2f} s in the median, "
-            f"{k['onset_delay_most_s']:.2f} at most, {k['events']} events")
+            f"({k['removed']:.0%} of all flips removed, {k['surplus_removed']:.0%} of the surplus); "
+            f"states under half a second: {k['flicker_raw']} raw, {k['flicker_shown']} shown; "
+            f"onset later by {k['onset_delay_median_s']:.2f} s in the median, "
+            f"{k['onset_delay_most_s']:.2f} at most, {k['events']} events, "
+            f"{k['events_lost']} lost")
     return {"chosen_on": chosen, "kept_out": kept_out, "note": note}
 
 

@@ -200,6 +200,24 @@ def test_watch_video(world: Path, extra: list[str]) -> None:
     assert sorted(begun) == sorted(over)
 
 
+def test_ctrl_c_ends_what_is_going_on(world: Path, tmp_path: Path) -> None:
+    "A file at its own rate is left in the middle: each event that began is also ended."
+    from ai_suite.behavior.samples import make_clips
+    from ai_suite.suite.demo import TRAIN
+
+    job = dict(name="long", motion=["walk"] * 5, folder=str(tmp_path), seed=(1,), **TRAIN)
+    video, = make_clips([job], workers=1)
+    line = [str(BIN / "watch-video"), "--source", str(video), "--checkpoint", str(world / "model/m.onnx"), "--realtime"]
+    job = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(14)
+    job.send_signal(signal.SIGINT)
+    out, err = job.communicate(timeout=60)
+    assert job.returncode == 130 and "Traceback" not in err, err
+    rows = [json.loads(line) for line in out.splitlines()]
+    begun, over = (sorted((r["label"], r["start"]) for r in rows if r["change"] == c) for c in ("started", "ended"))
+    assert begun == over
+
+
 def test_watch_without_a_camera(world: Path) -> None:
     refused("E400", "watch-video", "--source", "97", "--checkpoint", world / "model/m.onnx")
     refused("E101", "watch-video", "--source", world / "none.mp4", "--checkpoint", world / "model/m.onnx")

@@ -189,7 +189,7 @@ def _count(el: Element, name: str) -> int | None:
 def task_of(
     el: Element,  # A `<task>` or `<job>`
     source: str = "",  # File name for tasks that do not name one
-) -> Task:
+) -> Task:  # Frames, size, video and subset that it names
     "What a task says of its video and frames."
     step = re.search(r"step\s*=\s*(\d{1,6})", el.findtext("frame_filter", ""))
     every = max(int(step[1]), 1) if step else 1
@@ -308,7 +308,7 @@ def fold_marks(
 def tracks_in(
     el: Element,  # A child of `<annotations>`
     number: int,  # Id for a track that has none
-) -> list[Track]:
+) -> list[Track]:  # One for a track or tag, one for each shape of an image
     "The tracks of a `<track>`, an `<image>` or a `<tag>`; other elements have none."
     where = el.get("task_id") or el.get("job_id") or "", el.get("subset", "")
     name, label = el.get("id", ""), el.get("label", "")
@@ -355,7 +355,7 @@ def job_of(
     tracks: list[Track],  # The tracks of this task
     kinds: dict[str, dict[str, str]],  # From `label_kinds`
     file: Path,  # The XML file
-) -> Job:
+) -> Job:  # The intervals of the task, in frames of its video, with notes on what was guessed
     "Build the job of one task."
     frames = [s.frame for t in tracks for s in t.shapes if not s.outside]
     scale, shift, note = frame_rule(frames, task) if frames else (1, 0, "")

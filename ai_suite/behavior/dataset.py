@@ -275,7 +275,7 @@ def jobs_of(
 @contextmanager
 def interruptible(
     kept: bool,  # Are the poses finished so far kept?
-) -> Iterator[None]:
+) -> Iterator[None]:  # Nothing; the block runs inside
     "Turn Ctrl-C into E130 and say what is kept."
     try:
         yield

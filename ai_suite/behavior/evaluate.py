@@ -67,10 +67,17 @@ def split_of(
 ) -> dict[str, Any]:  # train and validation: the videos; seed
     "Which videos a model was trained on."
     path = Path(checkpoint)
-    if not path.is_dir():
-        return dict(load_pt(path)["metrics"]["split"])
-    check_run(path)
-    return dict(json.loads((path / "metrics.json").read_text(encoding="utf-8"))["split"])
+    metrics: Any
+    if path.is_dir():
+        check_run(path)
+        metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+    else:
+        metrics = load_pt(path).get("metrics")
+    split: Any = metrics.get("split") if isinstance(metrics, dict) else None
+    known = isinstance(split, dict) and all(isinstance(split.get(part), list) for part in ("train", "validation"))
+    expect(known, "E200", f"{path.name} does not say which videos it was trained on",
+           "give the .pt file or the run folder that train-lstm-model wrote")
+    return dict(split)
 
 # %% ../../nbs/behavior/45_evaluate.ipynb #2a11696d
 def answers(
@@ -110,6 +117,9 @@ def evaluate(
     X, Y, groups, meta = read_dataset(test_dir)
     groups = by_content(np.asarray(groups), meta)
     _, model_meta, _ = load_model(checkpoint)
+    for key in ("window_size", "feature_names"):
+        expect(meta.get(key) == model_meta.get(key), "E203", f"{test_dir} has another {key} than the model",
+               "build the test set with the settings of the training")
     labels = model_meta["labels"]
     y = aligned(np.asarray(Y), meta["labels"], labels)
     split = split_of(checkpoint)

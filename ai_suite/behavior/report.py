@@ -71,9 +71,10 @@ def training_report(
 ) -> str:  # HTML
     "The page of a training."
     split, own, name = metrics["split"], metrics["network"], settings["model"]["name"]
+    what = "penalty" if "penalty" in metrics else "best epoch"
     page = Report("Behavior model", f"Trained on {len(split['train'])} videos, checked on {len(split['validation'])} others "
-                  f"(seed {split['seed']}). Epoch and thresholds were chosen on these, so expect less on videos of your own.")
-    page.facts({"macro F1": own["macro_f1"], "mean average precision": own["map"], "best epoch": metrics["best_epoch"],
+                  f"(seed {split['seed']}). The {what} and the thresholds were chosen on these, so expect less on videos of your own.")
+    page.facts({"macro F1": own["macro_f1"], "mean average precision": own["map"], what: metrics[what.replace(" ", "_")],
                 "training, seconds": metrics["seconds"]})
     page.section("Against simpler models")
     rows = [(TITLES.get(name, name), "network"), ("logistic regression on window means", "mean_posture"), ("always every label", "null")]
@@ -82,9 +83,13 @@ def training_report(
     kinds = meta.get("label_kinds", {})
     page.table([{"label": label, "kind": kinds.get(label, ""), **scores} for label, scores in metrics["per_class"].items()],
                "ap is the average precision, support the number of validation windows with the label.")
+    if metrics.get("notes"):
+        page.table([{"note": note} for note in metrics["notes"]], "What the validation videos could not show.")
     page.section("Training")
     if history:
         page.figure(plot_losses(history), "Loss by epoch; the weights of the lowest validation loss are kept.")
+    else:
+        page.text("The last layer was solved at once, without epochs; the penalty has the lowest loss on the validation windows.")
     skipped = meta.get("skipped", [])
     if skipped:
         page.section("Skipped")

@@ -6,24 +6,24 @@
 __all__ = ['LOW', 'CALM', 'GONE', 'NOBODY', 'in_frames', 'event_of', 'replayed', 'landmarks_of', 'BehaviorStream',
            'torch_on_one_thread', 'seen_by_one', 'seen_by_all', 'watch']
 
-# %% ../../nbs/behavior/50_stream.ipynb #ee80b654
+# %% ../../nbs/behavior/50_stream.ipynb #5e47fdb7
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .analyze import enough
-from .model import Scorer, load_scorer
+from .infer import enough
+from .model import Scorer, frame_rate, load_scorer
 from ..core.errors import SuiteError, expect
 from ..core.events import Smoother, Switches, smooth, switched
 from ..core.rates import Resampler, resample
-from ..core.windows import sliding
+from ..core.windows import Rows, sliding
 from ..video.features import FEATURE_NAMES, flatten
 from ..video.frames import frames
-from ..video.live import live_pose, pictures
+from ..video.live import live_pose, newest
 from ..video.people import PeopleEstimator
 from ..video.pose import LANDMARKS, PoseEstimator, found
 
@@ -65,7 +65,7 @@ def replayed(
     track: int | None = None,  # Number of the person
 ) -> dict[str, Any]:  # t (M,), probabilities (M,C), smoothed (M,C), events
     "What `BehaviorStream` answers for a recording."
-    size, rate = int(scorer.meta["window_size"]), float(scorer.meta["fps"])
+    size, rate = int(scorer.meta["window_size"]), frame_rate(scorer.meta)
     even, at = resample(pose, np.arange(len(pose)) / rate if t is None else t, rate)
     width, min_len, hold = in_frames(calm or {}, rate / every)
     labels = scorer.meta["labels"]
@@ -73,7 +73,7 @@ def replayed(
     if len(p):
         windows = sliding(scorer.seen_by(flatten(even), aspect), size, every)
         ask = enough(sliding(found(even), size, every))
-        p[ask] = scorer(windows[ask])
+        p[ask] = scorer(Rows(windows, ask))
     when, calmed = at[size - 1 :: every], smooth(p, width)
     events = [event_of(scorer.meta, c, when[a], when[b - 1] + every / rate, calmed[a:b, c].max(), track)
               for c, on in enumerate(scorer.thresholds) for a, b in switched(calmed[:, c], on, LOW * on, min_len, hold)]
@@ -110,9 +110,9 @@ class BehaviorStream:
     ):
         self.scorer = model if isinstance(model, Scorer) else load_scorer(model, onnx=onnx)
         meta = self.scorer.meta
-        expect(meta.get("feature_names") == FEATURE_NAMES, "E203", "the model was not trained on pose landmarks")
         expect(every >= 1, "E301", f"every is {every}", "use 1 frame or more")
-        self.aspect, self.every, self.track, self.rate = aspect, every, track, float(meta["fps"])
+        expect(aspect is None or 0 < aspect < 1000, "E301", f"aspect is {aspect}", "give width divided by height")
+        self.aspect, self.every, self.track, self.rate = aspect, every, track, frame_rate(meta)
         width, min_len, hold = in_frames(calm or {}, self.rate / every)
         on = np.asarray(self.scorer.thresholds)
         self._resample, self._smooth, self._switch = Resampler(self.rate), Smoother(width), Switches(on, LOW * on, min_len, hold)
@@ -128,12 +128,12 @@ class BehaviorStream:
     ) -> dict[str, Any]:  # t, ready, probabilities (C,), active labels, decision, started and ended events
         "Take the next frame and say what is going on."
         row, t = landmarks_of(pose), self._clock if t is None else t
-        self._clock = t + 1 / self.rate
         started: list[dict[str, Any]] = []
         ended: list[dict[str, Any]] = []
         for at, even in self._resample.push(row, t):
             begun, over = self._moment(at, even)
             started, ended = started + begun, ended + over
+        self._clock = max(self._clock, t + 1 / self.rate)
         return self._answer | {"started": started, "ended": ended}
 
     def _moment(self, at: float, pose: np.ndarray) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -177,7 +177,7 @@ class BehaviorStream:
 # %% ../../nbs/behavior/50_stream.ipynb #48c24f77
 @contextmanager
 def torch_on_one_thread() -> Iterator[None]:
-    "Compute on one thread, and go back to as many as before."
+    "Compute on one thread inside the block, and on as many as before after it."
     import torch
 
     before = torch.get_num_threads()
@@ -214,7 +214,7 @@ def seen_by_all(
     "Pictures with the pose of everyone."
     shots: Iterator[tuple[float, np.ndarray]]
     if realtime or isinstance(source, int):
-        shots = pictures(source, resize_w)
+        shots = newest(source, resize_w)
     else:
         shots = ((t, f) for _, t, f in frames(source, resize_w=resize_w))
     with PeopleEstimator(complexity=complexity) as look:
@@ -232,21 +232,34 @@ def watch(
     "Follow a camera or a file, and tell each event when it begins and when it has ended."
     scorer = model if isinstance(model, Scorer) else load_scorer(model, onnx=onnx)
     resize_w, complexity = scorer.meta.get("resize_w"), int(scorer.meta.get("model_complexity", 1))
+    frame_rate(scorer.meta)
     streams: dict[int | None, BehaviorStream] = {}
     last: dict[int | None, float] = {}
-    t = 0.0
-    say = lambda change, events: ({"change": change, "t": round(float(t), 3), **e} for e in events)
-    for t, frame, everyone in (seen_by_all if people else seen_by_one)(source, resize_w, complexity, realtime):
-        for id, pose in everyone.items():
-            streams.setdefault(id, BehaviorStream(scorer, frame.shape[1] / frame.shape[0], track=id))
-            last[id] = t if np.isfinite(pose[0, 0]) else last.get(id, t)
-        for id, stream in list(streams.items()):
-            answer = stream.push(everyone.get(id, NOBODY), t)
-            yield from say("ended", answer["ended"])
-            yield from say("started", answer["started"])
-            if t - last[id] > GONE and id not in everyone:
-                yield from say("ended", streams.pop(id).close())
-    for stream in streams.values():
-        yield from say("ended", stream.close())
+    t = now = 0.0
+    say = lambda change, events: ({"change": change, "t": round(float(now), 3), **e} for e in events)
+
+    def over(ids: Iterable[int | None]) -> Iterator[dict[str, Any]]:
+        for id in list(ids):
+            yield from say("ended", streams.pop(id).close())
+
+    try:
+        for t, frame, everyone in (seen_by_all if people else seen_by_one)(source, resize_w, complexity, realtime):
+            if t - now > GONE:
+                yield from over(streams)
+            now = t
+            for id, pose in everyone.items():
+                if id not in streams:
+                    streams[id] = BehaviorStream(scorer, frame.shape[1] / frame.shape[0], track=id)
+                if np.isfinite(pose[0, 0]) or id not in last:
+                    last[id] = t
+            for id, stream in streams.items():
+                answer = stream.push(everyone.get(id, NOBODY), t)
+                yield from say("ended", answer["ended"])
+                yield from say("started", answer["started"])
+            yield from over(id for id in list(streams) if t - last[id] > GONE and id not in everyone)
+    except KeyboardInterrupt:
+        yield from over(streams)
+        raise
+    yield from over(streams)
 
 NOBODY = np.full((len(LANDMARKS), 4), np.nan, np.float32)  # The pose of a person who is not in the picture

@@ -95,5 +95,5 @@ def people(
     detections: Detections,  # Objects of any class
 ) -> Detections:  # The people among them
     "Keep the people."
-    names = detections.data.get("class_name", np.zeros(0, str))
+    names = detections.data.get("class_name", np.full(len(detections), ""))
     return detections[np.asarray(names) == "person"]  # type: ignore[return-value]

@@ -145,7 +145,7 @@ def overlay_video(
             ground = frame if picture else np.full_like(frame, 245)
             yield _even(_annotated(ground, people.get(i, {}), events, t))
 
-    return write_video(out, drawn(), probe(path)["fps"])
+    return write_video(out, drawn(), min(probe(path)["fps"], 240))
 
 def _annotated(frame: np.ndarray, people: Mapping[int, Any], events: Sequence[Mapping[str, Any]], t: float) -> np.ndarray:
     boxes = {id: box for id, (_, box) in people.items() if box is not None and np.isfinite(box).all()}

@@ -18,9 +18,10 @@ import numpy as np
 # %% ../../nbs/video/45_people.ipynb #26d655bf
 from ..core.cache import Store, file_hash, key_of
 from ..core.errors import expect
+from ..core.weights import resolve
 from .frames import frames
 from .objects import ObjectDetector
-from .pose import LANDMARKS, PoseEstimator, found, video_pose
+from .pose import LANDMARKS, MODELS, PoseEstimator, found, video_pose
 from .tracks import Tracker, iou_of
 
 # %% ../../nbs/video/45_people.ipynb #298a1fd2
@@ -96,11 +97,13 @@ class PeopleEstimator:
         margin: float = 0.0,  # Of the square around a person, as `square_of` takes it
         least_overlap: float = 0.3,  # Of a pose with its person's box, as `owners` takes it
     ):
+        expect(mode in ("video", "image"), "E301", f"mode '{mode}' is neither 'video' nor 'image'")
         expect(every >= 1 and max_people >= 1, "E301", f"every {every} and max_people {max_people} must be at least 1")
         self.every, self.mode, self.max_people = every, mode, max_people
         self.detector = ObjectDetector(["person"], min_score, 2 * max_people)
         self.keep, self.least_overlap = max(keep, every), least_overlap
         self._tracker = Tracker(keep=4 * self.keep)
+        self.complexity, self.min_confidence, self.min_score = complexity, min_confidence, min_score
         self._settings = complexity, mode, min_confidence
         self._estimators = {0: PoseEstimator(*self._settings)}
         self.weights = self._estimators[0].weights
@@ -146,9 +149,10 @@ class PeopleEstimator:
 
     def close(self) -> None:
         "Free the networks."
+        self._n = 0  # A call after this asks the detector, which refuses
         self.detector.close()
-        while self._estimators:
-            self._estimators.popitem()[1].close()
+        for estimator in self._estimators.values():
+            estimator.close()
 
     def __enter__(self) -> "PeopleEstimator":
         return self
@@ -260,10 +264,17 @@ class PersonGate:
         "Free the network."
         self.detector.close()
 
+    def __enter__(self) -> "PersonGate":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
 # %% ../../nbs/video/45_people.ipynb #b6008de5
 def _judged(gate: PersonGate, path: str | Path, resize_w: int | None, pose: np.ndarray) -> dict[str, np.ndarray]:
-    seen = zip(frames(path, resize_w=resize_w), pose, strict=True)
-    kept = np.array([gate(frame, p) for (_, _, frame), p in seen], np.float32)
+    kept = np.full_like(pose, np.nan)
+    for i, _, frame in frames(path, resize_w=resize_w):
+        kept[i] = gate(frame, pose[i])
     return {"pose": kept, "looks": np.array(gate.looks)}
 
 def gated_pose(
@@ -275,15 +286,14 @@ def gated_pose(
     min_confidence: float = 0.5,  # For finding, keeping and following a person, 0 to 1
 ) -> dict[str, Any]:  # As `video_pose`: pose, t, fps, width, height, n_frames; and looks, how often the detector was asked
     "The pose of one person in every frame where a detector agrees that somebody is there."
-    gate = PersonGate(every)
-    try:
+    with PersonGate(every) as gate:
         facts = video_pose(path, resize_w, complexity, store, min_confidence)
         if store is None:
             judged = _judged(gate, path, resize_w, facts["pose"])
         else:
-            key = key_of("gated_pose", 1, file_hash(path), every, resize_w, complexity, min_confidence,
-                         file_hash(gate.detector.weights), file_hash(PoseEstimator(complexity).weights), version("mediapipe"))
+            given = signature(PersonGate).bind(every)
+            given.apply_defaults()
+            networks = [file_hash(gate.detector.weights), file_hash(resolve(MODELS[complexity])), version("mediapipe")]
+            key = key_of("gated_pose", 2, file_hash(path), resize_w, complexity, min_confidence, given.arguments, *networks)
             judged = store.array(key, lambda: _judged(gate, path, resize_w, facts["pose"]))
-    finally:
-        gate.close()
     return facts | {"pose": judged["pose"], "looks": int(judged["looks"])}

@@ -10,12 +10,14 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from importlib import resources
 from importlib.metadata import version
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from ..core.cache import Store, file_hash, key_of
 from ..core.errors import SuiteError, expect
 from ..core.weights import resolve
 from .frames import frames, opencv, probe
-from .landmarkers import Task
+from .landmarkers import Task, check_frame
 from .replay import recording
 
 # %% ../../nbs/video/40_pose.ipynb #b86f881a
@@ -120,11 +122,12 @@ class PoseEstimator:
         "Landmarks and silhouette of the person; in image mode only."
         if self._masks is None:
             raise SuiteError("E301", "segment works in image mode only", 'use PoseEstimator(mode="image")')
+        check_frame(frame)
         h, w = frame.shape[:2]
         padded = np.pad(frame, ((0, 0), (0, -w % 16), (0, 0)), mode="edge")  # rows of other widths abort numpy_view
         result, wide = self._masks.detect(padded), padded.shape[1]
         pose = _pose_of(result)
-        pose[:, 0] *= wide / w
+        pose[:, [0, 2]] *= wide / w
         if not result.segmentation_masks:
             return pose, np.zeros((h, w), np.float32)
         return pose, result.segmentation_masks[0].numpy_view().reshape(h, wide)[:, :w].copy()
@@ -153,15 +156,19 @@ _STOP: list[Any] = []  # In a worker: the flag by which all of them give up
 
 def _compute(path: Path, resize_w: int | None, complexity: int, min_confidence: float) -> dict[str, np.ndarray]:
     facts = probe(path)
-    poses, times = [], []
+    numbers, poses, times = [], [], []
     with PoseEstimator(complexity, "video", min_confidence) as estimate:
-        for _, t, frame in frames(path, resize_w=resize_w):
+        for i, t, frame in frames(path, resize_w=resize_w):
             expect(not (_STOP and _STOP[0].value), "E130", f"{path.name} was given up")
             poses.append(estimate(frame, 1000 * t))
             times.append(t)
+            numbers.append(i)
     expect(poses, "E401", f"{path.name} has no frames that can be decoded")
+    rows = np.arange(numbers[-1] + 1)
+    pose, stamps = np.full((len(rows), len(LANDMARKS), 4), np.nan, np.float32), np.interp(rows, [0, *numbers], [0, *times])
+    pose[numbers], stamps[numbers] = poses, times
     facts = {name: np.array(facts[name]) for name in ("fps", "width", "height", "n_frames")}
-    return dict(pose=np.stack(poses), t=np.array(times), **facts)
+    return dict(pose=pose, t=stamps, **facts)
 
 # %% ../../nbs/video/40_pose.ipynb #4e5d3e9c
 def video_pose(
@@ -192,13 +199,19 @@ def _attempt(path: str | Path, options: dict[str, Any]) -> _Result:
     except Exception as e:
         return SuiteError("E403", f"{Path(path).name}: {type(e).__name__}: {e}")
 
+def _end_with_parent() -> None:
+    if parent := multiprocessing.parent_process():
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
 def _settle(turn: Any, stop: Any, workers: int) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _STOP.append(stop)
     opencv().setNumThreads(1)
     with turn.get_lock():
         mine, turn.value = turn.value, turn.value + 1
-    if hasattr(os, "sched_setaffinity") and workers <= len(cores := sorted(os.sched_getaffinity(0))):
+    if hasattr(os, "sched_setaffinity") and workers == len(cores := sorted(os.sched_getaffinity(0))):
         os.sched_setaffinity(0, {cores[mine % len(cores)]})
 
 @contextlib.contextmanager
