@@ -47,7 +47,8 @@ def trained(folder: Path, *data: Path, **settings: Any) -> dict[str, Any]:
 BAD = [("fps", 0), ("fps", "30"), ("fps", float("nan")), ("fps", float("inf")), ("fps", True), ("fps", None), ("aspect", -1),
        ("stride", 0), ("stride", True), ("stride", 1.5), ("window_size", "12"), ("labels", "rise"), ("labels", []),
        ("labels", ["rise", "rise"]), ("labels", ["rise", 3]), ("label_kinds", []), ("label_kinds", {"rise": "odd"}),
-       ("label_kinds", {"rise": ["normal"]}), ("videos", {}), ("videos", [{"name": "v0"}]), ("videos", [{"video": "v0", "sha256": 3}])]
+       ("label_kinds", {"rise": ["normal"]}), ("videos", {}), ("videos", [{"name": "v0"}]),
+       ("videos", [{"video": "v0", "sha256": 3}])]
 
 
 @pytest.mark.parametrize(("key", "value"), BAD)
@@ -178,7 +179,8 @@ def test_a_threshold_that_nothing_chose_is_named(tmp_path: Path, capsys: pytest.
     answer = trained(tmp_path, data)
     (note,) = answer["metrics"]["notes"]
     assert "'rise'" in note and answer["thresholds"][answer["labels"].index("rise")] == 0.5 and note in capsys.readouterr().err
-    assert load_pt(tmp_path / "m.pt")["metrics"]["notes"] == [note] and "its threshold is 0.5" in (tmp_path / "m/report.html").read_text()
+    assert load_pt(tmp_path / "m.pt")["metrics"]["notes"] == [note]
+    assert "its threshold is 0.5" in (tmp_path / "m/report.html").read_text()
     assert trained(tmp_path, dataset(tmp_path / "e"))["metrics"]["notes"] == []
 
 
