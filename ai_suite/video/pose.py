@@ -231,7 +231,7 @@ def _pool(workers: int) -> tuple[ProcessPoolExecutor, Any]:
     stop = spawn.RawValue("b", 0)
     return ProcessPoolExecutor(workers, spawn, _settle, (spawn.Value("i", 0), stop, workers)), stop
 
-# %% ../../nbs/video/40_pose.ipynb #c81a25f0
+# %% ../../nbs/video/40_pose.ipynb #7a522297
 def _in_turn(todo: list[str | Path], workers: int, options: dict[str, Any]) -> Iterator[_Result]:
     (pool, stop), jobs = _pool(min(workers, len(todo))), deque[Any]()
     try:
@@ -246,7 +246,8 @@ def _in_turn(todo: list[str | Path], workers: int, options: dict[str, Any]) -> I
         return
     finally:
         stop.value = 1
-        pool.shutdown(cancel_futures=True)
+        with contextlib.suppress(OSError):  # a pool whose pipes are gone is shut down
+            pool.shutdown(cancel_futures=True)
 
 def _alone(path: str | Path, options: dict[str, Any]) -> _Result:
     guard = 'convert the video again; a script that calls this needs if __name__ == "__main__":'
