@@ -386,9 +386,13 @@ def test_config_file_gives_defaults(world: Path, tmp_path: Path) -> None:
     assert answer["labels"] == ["crouch", "reach", "walk"]
 
 
-def test_the_benchmark_finds_what_it_calls() -> None:
-    root = Path(__file__).resolve().parent.parent
-    code = f"import sys; sys.path[:0] = [{str(root / 'tools')!r}, {str(root / 'benchmarks')!r}]; import behavior"
+BENCHMARKS = sorted((Path(__file__).resolve().parent.parent / "benchmarks").glob("*.py"))
+
+
+@pytest.mark.parametrize("script", BENCHMARKS, ids=lambda p: p.stem)
+def test_the_benchmarks_find_what_they_call(script: Path) -> None:
+    folders = [str(script.parent.parent / "tools"), str(script.parent)]
+    code = f"import sys; sys.path[:0] = {folders!r}; import {script.stem}"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert ran.returncode == 0, ran.stderr
 

