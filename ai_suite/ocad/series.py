@@ -144,6 +144,7 @@ def fold(
     table: "pd.DataFrame",  # A long table
     keys: Sequence[str],  # Columns that tell samples apart: time, endpoint
     name: str,  # The column that names the metric
+    keep: Sequence[str] = (),  # Columns carried along: the largest text among the rows of a sample
 ) -> "pd.DataFrame":  # A wide table of text, in order of first appearance; missing where a metric was not reported
     "One row per sample instead of one per number."
     pd = need("pandas", "core-ml")
@@ -154,16 +155,18 @@ def fold(
     cells = np.full((row.max() + 1, len(metrics)), None, dtype=object)
     cells[row, column] = table["value"].astype(str).to_numpy()
     first = samples[keys].iloc[np.unique(row, return_index=True)[1]].reset_index(drop=True)
-    return pd.concat([first, pd.DataFrame(cells, columns=metrics)], axis=1)
+    carried = table[[*keep]].fillna("").astype(str).groupby(row).max() if keep else first[[]]
+    return pd.concat([first, carried, pd.DataFrame(cells, columns=metrics)], axis=1)
 
-# %% ../../nbs/ocad/20_series.ipynb #344162cf
+# %% ../../nbs/ocad/20_series.ipynb #73f296fe
 def read_file(
     path: str | Path,  # A CSV or Parquet file
     endpoint: str,  # Name of the endpoint when the file does not say
     endpoint_column: str = "endpoint",  # The column of endpoints
     time: str | None = None,  # The column of times; looked for when not given
     metrics: Sequence[str] = (),  # The columns of measurements; all numeric ones when not given
-) -> "tuple[pd.DataFrame, Counter[str]]":  # timestamp, endpoint, usable, metrics; time-outs of each metric
+    keep: Sequence[str] = (),  # Columns that are carried along as text where the file has them, such as `label` and `kind`
+) -> "tuple[pd.DataFrame, Counter[str]]":  # timestamp, endpoint, usable, metrics, kept columns; time-outs of each metric
     "Read one file of measurements, wide or long."
     table, file = read_table(path), Path(path).name
     column = time or time_column(list(table.columns)) or "timestamp"
@@ -171,7 +174,8 @@ def read_file(
     for wanted in [column, *([endpoint_column] if endpoint_column != "endpoint" else [])]:
         require(table, wanted, file)
     name = is_long(table)
-    table = fold(table, [column, *named], name) if name else table
+    kept = [c for c in keep if c in table.columns]
+    table = fold(table, [column, *named], name, kept) if name else table
     for metric in metrics:
         require(table, metric, file)
     chosen = list(metrics) or metric_columns(table, [column, *named])
@@ -179,6 +183,7 @@ def read_file(
     names = table[named[0]] if named else table[column].map(lambda _: endpoint)
     frame = from_wide(table, column, names, chosen)
     asked = table[chosen].notna() if name else table[chosen].notna() | True
+    frame[kept] = table[kept].fillna("").astype(str).to_numpy()
     return frame, Counter({m: int((frame[m].isna() & asked[m] & frame.usable).sum()) for m in chosen})
 
 # %% ../../nbs/ocad/20_series.ipynb #bd35544e
@@ -204,19 +209,20 @@ def files_of(
     expect(len(found) <= 10_000, "E104", f"{root} holds {len(found)} tables", "check fewer than 10 000 at once")
     return ((p, _stem(p, root)) for p in found)
 
-# %% ../../nbs/ocad/20_series.ipynb #4dba0316
+# %% ../../nbs/ocad/20_series.ipynb #2c63ec08
 def read_series(
     data: str | Path,  # A CSV or Parquet file, or a folder of them
     endpoint_column: str = "endpoint",  # The column of endpoints
     time: str | None = None,  # The column of times
     metrics: Sequence[str] = (),  # The columns of measurements
-) -> "tuple[pd.DataFrame, Counter[str]]":  # timestamp, endpoint, usable, metrics; time-outs of each metric
+    keep: Sequence[str] = (),  # Columns that are carried along as text where a file has them
+) -> "tuple[pd.DataFrame, Counter[str]]":  # timestamp, endpoint, usable, metrics, kept columns; time-outs of each metric
     "Read measurements from a file or folder, in input order."
     pd, frames, silent, passed = need("pandas", "core-ml"), [], Counter[str](), []
     alone = Path(data).is_file()
     for path, endpoint in files_of(data):
         try:
-            frame, timeouts = read_file(path, endpoint, endpoint_column, time, metrics)
+            frame, timeouts = read_file(path, endpoint, endpoint_column, time, metrics, keep)
         except SuiteError as e:
             if alone or e.code not in ("E103", "E104"):
                 raise
