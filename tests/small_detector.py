@@ -14,12 +14,12 @@ import numpy as np
 class SmallDetector:
     "Compares each value with a slow mean and its slow spread."
 
-    metrics, version, parts, config = ("udp_echo_rtt_us", "ccm_loss"), "1.0.0", ("z",), {}
+    metrics, parts = ("udp_echo_rtt_us", "ccm_loss"), ("z",)
 
-    def __init__(self, delay: float = 0.0):
-        self.delay = delay
+    def __init__(self, delay: float = 0.0, version: str = "1.0.0"):
+        self.delay, self.version = delay, version
 
-    def start(self):
+    def start(self, endpoint: str = ""):
         "A fresh state."
         return {"n": np.zeros(1), "mean": np.zeros(2), "spread": np.ones(2)}
 
@@ -47,8 +47,9 @@ def rows(endpoints: int = 12, steps: int = 300, seed: int = 0, every: int = 10) 
     for e in range(endpoints):
         for k in range(80 + 7 * e, steps, 90):
             shift[k : k + 15, e] = 60
-    return [{"timestamp": 1_700_000_000 + every * k, "endpoint": f"du-{e}", "udp_echo_rtt_us": round(100 + 10 * e + noise[k, e] + shift[k, e], 3),
-             "ccm_loss": 0.0} for k in range(steps) for e in range(endpoints)]
+    value = lambda k, e: round(100 + 10 * e + noise[k, e] + shift[k, e], 3)
+    return [{"timestamp": 1_700_000_000 + every * k, "endpoint": f"du-{e}", "udp_echo_rtt_us": value(k, e), "ccm_loss": 0.0}
+            for k in range(steps) for e in range(endpoints)]
 
 
 if __name__ == "__main__":
@@ -57,6 +58,6 @@ if __name__ == "__main__":
     from ai_suite.ocad.kafka import members
 
     given = json.loads(sys.argv[1])
-    workers, load = given.pop("workers", 1), partial(SmallDetector, given.pop("delay", 0.0))
+    workers, load = given.pop("workers", 1), partial(SmallDetector, given.pop("delay", 0.0), given.pop("version", "1.0.0"))
     settings = Settings(**given | {"state": Path(given["state"])})
     sys.exit(guarded(lambda: members(settings, load, workers)))

@@ -253,7 +253,8 @@ def test_severity_rises_with_each_reason_and_no_further_than_critical():
 def table_of(pattern, endpoint, step=60):
     seen = [bad() if c == "x" else LOST if c == "?" else FINE for c in pattern]
     return pd.DataFrame([{"timestamp": iso(NOON + step * i), "endpoint": endpoint, "score": v.score,
-                          "is_anomaly": int(v.is_anomaly), "kind": v.kind, "metric": v.metric, "changepoint": v.changepoint, "note": "", "d_cusum": v.score}
+                          "is_anomaly": int(v.is_anomaly), "kind": v.kind, "metric": v.metric, "changepoint": v.changepoint,
+                          "note": "", "d_cusum": v.score}
                          for i, v in enumerate(seen)])
 
 
@@ -437,3 +438,13 @@ def test_a_crash_between_sink_and_store_repeats_rather_than_loses(tmp_path):
                                           ({"group_s": float("nan")}, "E301")])
 def test_bad_settings_are_refused(config, code):
     assert code_of(AlertBook, config) == code
+
+
+def test_a_forgotten_endpoint_counts_no_longer_and_harms_nothing():
+    book = AlertBook()
+    storm(book, 4)
+    book.forget("du-0")
+    book.forget("nobody")
+    assert book.state("du-0") == {} and len(book.open_alerts()) == 3
+    out = [a for i in range(3) for a in book.push("du-9", NOON + 20 + i, bad(kind="loss"))]
+    assert out[0]["evidence"]["group"] is None

@@ -25,14 +25,14 @@ from ai_suite.ocad.traces import Trace  # noqa: E402
 
 NOON = 1.77e9
 NAMES = ("udp_echo_rtt_us", "ecpri_delay_us", "lbm_rtt_us", "ccm_loss")
-HOSTILE = ["<script>alert(1)</script>", "</script><img src=x onerror=alert(1)>", "../../etc/passwd", "a\"b'c{{7*7}}", "수원-기지국",
-           "<!--<script>", "\u2028line", "=cmd|' /C calc'!A0"]
+HOSTILE = ["<script>alert(1)</script>", "</script><img src=x onerror=alert(1)>", "../../etc/passwd", "a\"b'c{{7*7}}",
+           "수원-기지국", "<!--<script>", "\u2028line", "=cmd|' /C calc'!A0"]
 
 
 def alert(endpoint, start=NOON + 600, end=NOON + 1800.0, severity="major", kind="level_shift", score=0.97, group=None, n=0):
     plot = {"from": iso(start - 600), "onset": 600.0, "t": [60.0 * i for i in range(20)], "v": [float(i % 7) for i in range(20)]}
-    return {"alert_id": f"{endpoint}{n}", "endpoint": endpoint, "start": iso(start), "end": end and iso(end), "severity": severity,
-            "kind": kind, "metrics": ["lbm_rtt_us"], "score": score,
+    return {"alert_id": f"{endpoint}{n}", "endpoint": endpoint, "start": iso(start), "end": end and iso(end),
+            "severity": severity, "kind": kind, "metrics": ["lbm_rtt_us"], "score": score,
             "evidence": {"opened": iso(start + 120), "group": group, "plot": plot,
                          "reason": {"en": f"{endpoint}: <b>moved</b>", "ko": "수준이 바뀌었습니다"}}}
 
@@ -47,8 +47,8 @@ def traces_of(names, T=200, seed=0, label=False):
 
 def scores_of(traces, seed=0):
     rng = np.random.default_rng(seed)
-    sizes = [len(t.seconds) for t in traces]
-    table = pd.DataFrame({"timestamp": pd.to_datetime(np.round(np.concatenate([t.seconds for t in traces]) * 1000), unit="ms", utc=True),
+    sizes, seconds = [len(t.seconds) for t in traces], np.concatenate([t.seconds for t in traces])
+    table = pd.DataFrame({"timestamp": pd.to_datetime(np.round(seconds * 1000), unit="ms", utc=True),
                           "endpoint": np.repeat([t.endpoint for t in traces], sizes), "score": rng.beta(1, 9, sum(sizes)),
                           "is_anomaly": np.concatenate([np.arange(n) // 15 == 1 for n in sizes]).astype(int)})
     return table.assign(rule=table.score, note="")
@@ -135,8 +135,8 @@ def page(tmp_path_factory):
     alerts = [alert(t.endpoint, group={"id": "g1", "kind": "loss", "count": 8, "since": iso(NOON)}) for t in traces[:8]]
     path = tmp_path_factory.mktemp("page") / "r.html"
     counts = {"duplicates": 3, "timeouts": {"a<b": 1}}
-    text = report_page(scores_of(traces), traces, NAMES, alerts, latency={"p50, ms": 0.2}, counts=counts, settings={"<i>": "</td>"},
-                       output=path)
+    text = report_page(scores_of(traces), traces, NAMES, alerts, latency={"p50, ms": 0.2}, counts=counts,
+                       settings={"<i>": "</td>"}, output=path)
     assert path.read_text("utf-8") == text
     return text
 
@@ -172,8 +172,8 @@ def test_hangul_brings_its_font_and_korean_reasons_are_there():
 def test_every_part_is_there(page):
     heads = re.findall(r"<h2[^>]*>(.*?)</h2>", page)
     assert heads == ["Endpoints", "Alerts", "Against the labels", "Speed", "Settings", "Input"]
-    for text in ("Incidents", "event precision", "What the first alert of each event called it", "the same endpoint and time again",
-                 "time-outs of a&lt;b", "p50, ms", "&lt;i&gt;", "&lt;/td&gt;"):
+    for text in ("Incidents", "event precision", "What the first alert of each event called it",
+                 "the same endpoint and time again", "time-outs of a&lt;b", "p50, ms", "&lt;i&gt;", "&lt;/td&gt;"):
         assert text in page
     data = embedded(page)
     assert data["metrics"] == list(NAMES) and data["endpoints"][9]["y"] == [[NOON + 600, NOON + 1800, "reroute"]]
@@ -224,7 +224,8 @@ def test_by_kind_counts_alerts_raised_before_the_end():
     events = events_table(pd.DataFrame({"endpoint": ["a", "a", "b"], "start": [NOON + 500, NOON + 90_000, NOON + 500],
                                         "end": [NOON + 1000, NOON + 91_000, NOON + 700], "kind": ["reroute", "reroute", "loss"]}))
     rows = {r["kind"]: r for r in by_kind([alert("a"), alert("b")], events)}
-    assert rows["reroute"]["alerted"] == 0.5 and rows["reroute"]["delay_s"] == 220 and rows["reroute"]["called"] == {"level_shift": 1}
+    assert rows["reroute"]["alerted"] == 0.5 and rows["reroute"]["delay_s"] == 220
+    assert rows["reroute"]["called"] == {"level_shift": 1}
     assert rows["loss"]["alerted"] == 0 and np.isnan(rows["loss"]["delay_s"])
 
 
@@ -241,7 +242,8 @@ def test_curves_and_confusion_count_every_sample():
 
 def test_oddities_are_listed_even_when_zero():
     rows = input_rows({"gaps": 0, "timeouts": {"m": 0}}, pd.DataFrame({"score": [1.0, np.nan], "endpoint": "a"}))
-    assert {r["what"]: r["count"] for r in rows} == {"gaps in time": 0, "time-outs of m": 0, "rows without a score: no reason given": 1}
+    found = {r["what"]: r["count"] for r in rows}
+    assert found == {"gaps in time": 0, "time-outs of m": 0, "rows without a score: no reason given": 1}
 
 
 # ---- in a browser
@@ -256,7 +258,8 @@ def drawn(text, tmp_path):
     (tmp_path / "p.html").write_text(text, encoding="utf-8")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--enable-logging=stderr", "--log-level=0",
              "--virtual-time-budget=8000", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1300,1200"]
-    done = subprocess.run([CHROMIUM, *flags, "--dump-dom", (tmp_path / "p.html").as_uri()], capture_output=True, text=True, timeout=120)
+    command = [CHROMIUM, *flags, "--dump-dom", (tmp_path / "p.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
@@ -265,7 +268,8 @@ def test_the_browser_draws_the_page_and_runs_no_other_script(page, tmp_path):
     dom, complaints = drawn(page, tmp_path)
     assert not complaints
     assert "38 of 38 endpoints" in dom and len(re.findall(r'role="option"', dom)) >= 10
-    assert '<span class="name">&lt;script&gt;alert(1)&lt;/script&gt;</span>' in dom and "<title>Fronthaul anomalies</title>" in dom
+    assert '<span class="name">&lt;script&gt;alert(1)&lt;/script&gt;</span>' in dom
+    assert "<title>Fronthaul anomalies</title>" in dom
     assert "UTC" in re.search(r'id="x-span">(.*?)</p>', dom)[1] and re.search(r'<canvas id="x-chart"[^>]* height="\d{3,}"', dom)
     changed = page.replace("'use strict';(() => {", "'use strict';(() => { document.title = 'changed';", 1)
     dom, complaints = drawn(changed, tmp_path)

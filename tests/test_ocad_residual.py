@@ -53,7 +53,7 @@ def data(tmp_path_factory):
 def run(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")/"run"
     for metric in ("udp_echo", "lbm"):
-        train_tcn(train_data=str(data), output=str(folder), metric_type=metric, epochs=2)
+        train_tcn(train_data=str(data), output=str(folder), metric_type=metric, epochs=1)
     to_onnx(model_path=str(folder))
     return folder
 
@@ -107,7 +107,8 @@ def test_prepare_writes_the_promised_columns(data, tmp_path):
     raw = pd.read_csv(data)
     assert np.allclose(row["sequence"], raw.udp_echo_rtt_us[:10]) and np.isclose(row["target"], raw.udp_echo_rtt_us[10])
     assert row["timestamp"].timestamp() == raw.timestamp[10]
-    assert list(pd.read_parquet(tmp_path/"multivariate_train.parquet")) == ["endpoint", "timestamp", "udp_echo_rtt_us", "lbm_rtt_us"]
+    rows = pd.read_parquet(tmp_path/"multivariate_train.parquet")
+    assert list(rows) == ["endpoint", "timestamp", "udp_echo_rtt_us", "lbm_rtt_us"] and len(rows) == len(raw)
 
 
 def test_prepare_takes_the_folder_of_a_simulator(tmp_path):
@@ -131,14 +132,17 @@ def test_prepare_leaves_nothing_half_written(data, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_prepare_of_a_million_rows_needs_little_memory(tmp_path):
-    code = ("import sys, resource, numpy as np\n"
+    code = ("import sys, numpy as np\n"
             "from ai_suite.ocad.prepare import write_sequences\nfrom ai_suite.ocad.traces import Trace\n"
             "rng = np.random.default_rng(0)\n"
-            "traces = [Trace(f'd{i}', 60.*np.arange(10_000), rng.normal(size=(10_000, 4)), np.arange(10_000)) for i in range(100)]\n"
-            "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+            "t = np.arange(10_000)\n"
+            "traces = [Trace(f'd{i}', 60.*t, rng.normal(size=(10_000, 4)), t) for i in range(100)]\n"
+            "def peak(): return next(int(x.split()[1]) for x in open('/proc/self/status') if x.startswith('VmHWM'))/1024\n"
+            "before = peak()\n"
             "print(write_sequences(sys.argv[1], traces, list('abcd'))['sequences'])\n"
-            "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)/1024)")
+            "print(peak() - before)")
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path/"s.parquet")], capture_output=True, text=True, check=True)
     sequences, grown = done.stdout.split()
     assert int(sequences) == 100*9990*4 and float(grown) < 300
@@ -245,7 +249,7 @@ def test_ctrl_c_keeps_the_last_whole_epoch(tmp_path):
     assert code_of(learn, TCN(), train, valid, epochs=5, seed=5, path=tmp_path/"c.pt", resume=True) == "E301"
     assert code_of(learn, TCN(8), train, valid, epochs=5, path=tmp_path/"c.pt", resume=True) == "E301"
     (tmp_path/"c.pt").write_bytes(b"no checkpoint")
-    assert code_of(learn, TCN(), train, valid, epochs=5, path=tmp_path/"c.pt", resume=True) == "E200"
+    assert code_of(learn, TCN(), train, valid, epochs=5, path=tmp_path/"c.pt", resume=True) in ("E200", "E202")
 
 
 def test_two_trainings_write_into_one_run_at_once(data, tmp_path):
@@ -298,6 +302,7 @@ def test_a_metric_that_never_moves_or_was_never_measured(tmp_path):
     frame.to_csv(tmp_path/"d.csv", index=False)
     found = train_tcn(train_data=str(tmp_path/"d.csv"), output=str(tmp_path/"r"), metric_type="ccm", epochs=2)
     assert np.isfinite(found["valid_loss"]) and found["metrics"]["tcn"]["mae"] < 1
+    assert found["metrics"]["tcn"]["mse_of_range"] < 1
     assert code_of(train_tcn, train_data=str(tmp_path/"d.csv"), output=str(tmp_path/"r"), metric_type="dead") == "E103"
 
 
@@ -465,6 +470,7 @@ def test_onnx_commands_refuse(run, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_benchmark_writes_its_report(run, tmp_path):
     found = bench_onnx(onnx_model=str(run), pytorch_model=str(run), output=str(tmp_path/"reports/r.md"), pairs=40)
     assert all(r["onnx_ms"] > 0 and r["torch_mb"] > r["onnx_mb"] > 10 for r in found["rows"])

@@ -45,18 +45,20 @@ def message(k: float = 0, endpoint: object = "du-1", **more) -> dict:
 # ---- messages
 
 
-@pytest.mark.parametrize("raw", [b"", None, b" ", b"hello", b"[1]", b"3", b"null", b'"x"', b"{", b"\x00" * 9, b"\xff\xfe{", b"[" * 60_000,
-                                 b'{"a":' * 9_000 + b"1" + b"}" * 9_000, b" " * (MAX_MESSAGE + 1), b'{"t": ' + b"9" * 5000 + b"}"])
+@pytest.mark.parametrize("raw", [
+    b"", None, b" ", b"hello", b"[1]", b"3", b"null", b'"x"', b"{", b"\x00" * 9, b"\xff\xfe{", b"[" * 60_000,
+    b'{"a":' * 9_000 + b"1" + b"}" * 9_000, b" " * (MAX_MESSAGE + 1), b'{"t": ' + b"9" * 5000 + b"}"])
 def test_a_message_that_is_none(raw):
     assert code_of(decode_message, raw) == "E102"
 
 
 @pytest.mark.parametrize("change", [
-    {"timestamp": None}, {"timestamp": True}, {"timestamp": "noon"}, {"timestamp": [1]}, {"timestamp": math.nan}, {"timestamp": 1e30},
-    {"timestamp": "2024-13-45T99:00:00Z"}, {"timestamp": "9" * 1000}, {"timestamp": "2024-05-31T13:00:00" + "0" * 5000}, {"timestamp": ""},
+    {"timestamp": None}, {"timestamp": True}, {"timestamp": "noon"}, {"timestamp": [1]}, {"timestamp": math.nan},
+    {"timestamp": "2024-13-45T99:00:00Z"}, {"timestamp": "9" * 1000}, {"timestamp": "2024-05-31T13:00:00" + "0" * 5000},
+    {"timestamp": ""}, {"timestamp": 1e30},
     {"endpoint": None}, {"endpoint": ""}, {"endpoint": "  "}, {"endpoint": 1.5}, {"endpoint": True}, {"endpoint": ["du"]},
-    {"endpoint": "x" * 300}, {"endpoint": "\ud800"}, {"udp_echo_rtt_us": "high"}, {"udp_echo_rtt_us": True}, {"udp_echo_rtt_us": [1]},
-    {"udp_echo_rtt_us": {}}, {"ccm_loss": "1_0"}, {"ccm_loss": "x" * 60_000}, {"ccm_loss": "0x10"}])
+    {"endpoint": "x" * 300}, {"endpoint": "\ud800"}, {"udp_echo_rtt_us": "high"}, {"udp_echo_rtt_us": True},
+    {"udp_echo_rtt_us": [1]}, {"udp_echo_rtt_us": {}}, {"ccm_loss": "1_0"}, {"ccm_loss": "x" * 60_000}, {"ccm_loss": "0x10"}])
 def test_poison_changes_nothing(change):
     s = stream()
     s.push(message())
@@ -219,7 +221,7 @@ def test_checkpoints_that_cannot_be_used(tmp_path):
     other.metrics = ("a", "b")
     assert code_of(restore_stream, OcadStream(other), tmp_path) == "E203"
     other = SmallDetector()
-    other.start = lambda: {"n": np.zeros(7)}
+    other.start = lambda endpoint="": {"n": np.zeros(7)}
     assert code_of(restore_stream, OcadStream(other), tmp_path) == "E203"
     file = tmp_path / "checkpoint.npz"
     whole = file.read_bytes()
@@ -228,10 +230,10 @@ def test_checkpoints_that_cannot_be_used(tmp_path):
         assert code_of(restore_stream, stream(), tmp_path) == "E102"
 
 
-def test_ten_thousand_endpoints_are_saved_and_restored(tmp_path):
+def test_many_endpoints_are_saved_and_restored(tmp_path):
     s = stream()
     for k in range(2):
-        for e in range(10_000):
+        for e in range(1_500):
             s.push(message(k, f"du-{e}"))
     save_stream(s, tmp_path, {})
     t = stream()
@@ -276,7 +278,8 @@ def test_lines_of_every_sort(capsys):
     assert err.count("refused") == 3 and "3 samples" in err and "3 poison" in err
     csv = "Time;endpoint;ccm_loss\n2024-05-31 13:00;서울;0\n2024-05-31 13:01;서울\n2024-05-31 13:02;서울;\"1\"\n".encode("cp949")
     got = list(messages_of(io.BytesIO(csv)))
-    assert got[0] == {"timestamp": "2024-05-31 13:00", "endpoint": "서울", "ccm_loss": "0"} and got[1].code == "E102" and len(got) == 3
+    assert got[0] == {"timestamp": "2024-05-31 13:00", "endpoint": "서울", "ccm_loss": "0"}
+    assert got[1].code == "E102" and len(got) == 3
     assert code_of(list, messages_of(io.BytesIO(b"a,b\n1,2\n"))) == "E103"
     assert list(messages_of(io.BytesIO(b""))) == []
 
@@ -290,10 +293,12 @@ def test_a_stopped_replay_goes_on_where_it_stopped(tmp_path):
             "from small_detector import SmallDetector\nfrom ai_suite.core.cli import guarded, emit\n"
             "from ai_suite.ocad.stream import OcadStream, local_stream\n"
             "print('ready', file=sys.stderr, flush=True)\n"
-            "sys.exit(guarded(lambda: emit(local_stream(OcadStream(SmallDetector()), {table!r}, {speed}, {state!r}), sys.stdout)))")
+            "work = local_stream(OcadStream(SmallDetector()), {table!r}, {speed}, {state!r})\n"
+            "sys.exit(guarded(lambda: emit(work, sys.stdout)))")
     got = []
     for speed, stop in ((1000, True), (0, False)):
-        words = code.format(here=str(Path(__file__).parent), table=str(tmp_path / "t.csv"), state=str(tmp_path / "state"), speed=speed)
+        places = {"here": str(Path(__file__).parent), "table": str(tmp_path / "t.csv"), "state": str(tmp_path / "state")}
+        words = code.format(**places, speed=speed)
         job = subprocess.Popen([sys.executable, "-c", words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         if stop:
             assert job.stderr.readline() == "ready\n"
@@ -342,3 +347,54 @@ def test_latency_counts_to_four_percent():
     for x in (0.0, 1e-9, 1e9):
         clock.add(x)
     assert sum(clock.counts) == 5003
+
+
+# ---- the trained model
+
+
+@pytest.fixture(scope="module")
+def trained():
+    "A model of four simulated endpoints, and an endpoint that it has not seen."
+    from ai_suite.ocad.model import fit
+    from ai_suite.ocad.simulate import simulated
+    from ai_suite.ocad.traces import METRICS
+
+    return fit(simulated("train", 5, 4, 3.0)[0], METRICS, epochs=1), simulated("test", 5, 1, 3.0)[0][0]
+
+
+def said_of(trace, metrics) -> list[dict]:
+    "The samples of a trace as messages."
+    return [{"timestamp": s, "endpoint": trace.endpoint, **dict(zip(metrics, v.tolist(), strict=True))}
+            for s, v in zip(trace.seconds, trace.values, strict=True)]
+
+
+def test_the_trained_model_says_the_same_in_a_stream_as_of_a_whole_trace(trained, tmp_path):
+    model, trace = trained
+    table, messages = model.score(trace), said_of(trace, model.metrics)
+    state = model.start(trace.endpoint)
+    verdicts = [model.update(state, s, v) for s, v in zip(trace.seconds, trace.values, strict=True)]
+    np.testing.assert_allclose([v.score for v in verdicts], table.score, rtol=0, atol=1e-9)
+    assert [int(v.is_anomaly) for v in verdicts] == table.is_anomaly.tolist()
+    assert [v.kind for v in verdicts] == table.kind.tolist()
+    s = OcadStream(model)
+    alerts = [a for m in messages[:2000] for a in s.push(m)]
+    save_stream(s, tmp_path, {})
+    t = OcadStream(model)
+    restore_stream(t, tmp_path)
+    alerts += [a for m in messages[2000:] for a in t.push(m)]
+    for name, a in state.items():
+        np.testing.assert_allclose(t.seats[trace.endpoint]["state"][name], a, rtol=0, atol=1e-9)
+    from ai_suite.ocad.alerts import alerts_of
+
+    offline = alerts_of(table, version=model.version, traces=[trace._replace(rows=np.arange(len(table)))], metrics=model.metrics)
+    assert sorted(a["alert_id"] for a in alerts) == sorted(a["alert_id"] for a in offline)
+
+
+def test_memory_of_ten_thousand_endpoints_stays_below_two_gigabytes(trained, tmp_path):
+    model, trace = trained
+    s, message, n = OcadStream(model), said_of(trace, model.metrics)[0], 50
+    for k in range(n):
+        s.push(message | {"endpoint": f"du-{k}"})
+    seats = sum(a.nbytes + 150 for seat in s.seats.values() for a in seat["state"].values())
+    books = sum(m.ring.nbytes + 2_000 for m in s.book._of.values())
+    assert (seats + books) / n * 10_000 < 2e9

@@ -59,6 +59,7 @@ def series() -> dict[str, np.ndarray]:
     "Series whose window is looked for."
     rng, t = np.random.default_rng(1), np.arange(3000)
     waves = {f"period {p}": np.sin(2 * np.pi * t / p) + 0.1 * rng.normal(size=len(t)) for p in (5, 24, 97, 200, 288, 320)}
+    waves |= {f"exactly {p}": np.sin(2 * np.pi * t[:1500] / p) for p in (5, 6, 303, 304)}
     walk = np.cumsum(rng.normal(size=2000))
     more = {"noise": rng.normal(size=2000), "walk": walk, "line": np.arange(500.0), "constant": np.ones(500),
             "short": rng.normal(size=30), "very short": np.array([1.0, 2.0, 1.0, 3.0]),

@@ -124,7 +124,7 @@ def _course(m: _Memory, metric: int, start: float, mean: bool) -> tuple[float | 
     plot = {"from": iso(t[0]), "onset": round(start - t[0], 3), "t": [round(float(x), 3) for x in t - t[0]], "v": shown}
     return before, after, plot
 
-# %% ../../nbs/ocad/90_alerts.ipynb #6ff1954d
+# %% ../../nbs/ocad/90_alerts.ipynb #d17bcdde
 def alert_id(
     endpoint: str,  # Name of the endpoint
     start: str,  # Start of the alert as text
@@ -135,8 +135,8 @@ def alert_id(
     return key_of("alert", endpoint, start, kind, version)
 
 
-class AlertBook:
-    "Verdicts in, alerts out."
+class _Book:
+    "What is remembered, by endpoint, and how it goes into a checkpoint and out of it."
 
     def __init__(
         self,
@@ -153,6 +153,36 @@ class AlertBook:
         self._of: dict[str, _Memory] = {}
         self._openings: dict[str, dict[str, float]] = {}  # kind → endpoint → when its alert opened
         self._groups: dict[str, _Group] = {}  # kind → the incident under way
+
+    def state(
+        self,
+        endpoint: str,  # Name of the endpoint
+    ) -> dict[str, Any]:  # Plain numbers, texts and lists; {} for an endpoint never seen
+        "What the book knows of an endpoint, for a checkpoint."
+        return _saved(self._of[endpoint]) if endpoint in self._of else {}
+
+    def restore(
+        self,
+        endpoint: str,  # Name of the endpoint
+        state: Mapping[str, Any],  # From `state`
+    ) -> None:
+        "Take up an endpoint where a checkpoint left it."
+        if state:
+            self._of[endpoint] = m = _restored(state)
+            _rejoin(self, endpoint, m)
+
+    def forget(
+        self,
+        endpoint: str,  # Name of the endpoint
+    ) -> None:
+        "Drop an endpoint, whose place is elsewhere now."
+        self._of.pop(endpoint, None)
+        for near in self._openings.values():
+            near.pop(endpoint, None)
+
+# %% ../../nbs/ocad/90_alerts.ipynb #891125f8
+class AlertBook(_Book):
+    "Verdicts in, alerts out."
 
     def push(
         self,
@@ -189,25 +219,8 @@ class AlertBook:
         "The alerts that are open."
         return [_record(self, m) for m in self._of.values() if m.open]
 
-    def state(
-        self,
-        endpoint: str,  # Name of the endpoint
-    ) -> dict[str, Any]:  # Plain numbers, texts and lists; {} for an endpoint never seen
-        "What the book knows of an endpoint, for a checkpoint."
-        return _saved(self._of[endpoint]) if endpoint in self._of else {}
-
-    def restore(
-        self,
-        endpoint: str,  # Name of the endpoint
-        state: Mapping[str, Any],  # From `state`
-    ) -> None:
-        "Take up an endpoint where a checkpoint left it."
-        if state:
-            self._of[endpoint] = m = _restored(state)
-            _rejoin(self, endpoint, m)
-
-# %% ../../nbs/ocad/90_alerts.ipynb #e04504f5
-def _good(book: AlertBook, m: _Memory, second: float) -> list[dict[str, Any]]:
+# %% ../../nbs/ocad/90_alerts.ipynb #4bf7fdbe
+def _good(book: _Book, m: _Memory, second: float) -> list[dict[str, Any]]:
     m.n += 1
     if not m.open:
         _forget(book, m)
@@ -218,27 +231,27 @@ def _good(book: AlertBook, m: _Memory, second: float) -> list[dict[str, Any]]:
     return _close(book, m, m.edge) if m.quiet >= book.settings.quiet else []
 
 
-def _forget(book: AlertBook, m: _Memory) -> None:
+def _forget(book: _Book, m: _Memory) -> None:
     while m.hits and m.hits[0][0] <= m.n - book.settings.window:
         m.hits.popleft()
         book.counts["filtered"] += 1
 
-# %% ../../nbs/ocad/90_alerts.ipynb #b4df3c4e
-def _gap(book: AlertBook, m: _Memory, second: float) -> list[dict[str, Any]]:
+# %% ../../nbs/ocad/90_alerts.ipynb #a82de443
+def _gap(book: _Book, m: _Memory, second: float) -> list[dict[str, Any]]:
     if m.hits:
         book.counts["filtered"] += len(m.hits)
         m.hits.clear()
     return _close(book, m, m.edge if m.quiet else m.last + m.step) if m.open else []
 
 
-def _close(book: AlertBook, m: _Memory, end: float) -> list[dict[str, Any]]:
+def _close(book: _Book, m: _Memory, end: float) -> list[dict[str, Any]]:
     m.open, m.quiet, m.ended = False, 0, end
     m.hits.clear()
     book.counts["closed"] += 1
     m.alert["end"] = iso(end)
     return [_revised(book, m, "closed")] if book.updates else []
 
-# %% ../../nbs/ocad/90_alerts.ipynb #1ef736c4
+# %% ../../nbs/ocad/90_alerts.ipynb #1734d6ac
 def _hit(m: _Memory, second: float, v: Any) -> list[Any]:
     score, start = (None if x != x else float(x) for x in (v.score, v.start))
     seen = {name: round(float(x), 4) for name in DETECTORS if (x := getattr(v, name)) == x}
@@ -246,7 +259,7 @@ def _hit(m: _Memory, second: float, v: Any) -> list[Any]:
     return [m.n, second, score or 0.0, str(v.kind), str(v.metric), start, seen, parts, str(v.note)]
 
 
-def _bad(book: AlertBook, endpoint: str, m: _Memory, second: float, v: Any) -> list[dict[str, Any]]:
+def _bad(book: _Book, endpoint: str, m: _Memory, second: float, v: Any) -> list[dict[str, Any]]:
     m.n += 1
     hit = _hit(m, second, v)
     if m.open:
@@ -261,8 +274,8 @@ def _bad(book: AlertBook, endpoint: str, m: _Memory, second: float, v: Any) -> l
     soon = m.alert and hits[0][1] - m.ended <= book.settings.cooldown_s and kind in m.alert["evidence"]["kinds"]
     return _continue(book, m, second, hits) if soon else [_open(book, endpoint, m, second, hits, kind)]
 
-# %% ../../nbs/ocad/90_alerts.ipynb #322f9297
-def _open(book: AlertBook, endpoint: str, m: _Memory, second: float, hits: list[list[Any]], kind: str) -> dict[str, Any]:
+# %% ../../nbs/ocad/90_alerts.ipynb #20cd0232
+def _open(book: _Book, endpoint: str, m: _Memory, second: float, hits: list[list[Any]], kind: str) -> dict[str, Any]:
     guess = [h[5] for h in hits if h[3] == kind and h[5] is not None]
     start = max(min([hits[0][1], *guess[-1:]]), m.ended)
     m.open, m.quiet, m.begun = True, 0, start
@@ -278,7 +291,7 @@ def _open(book: AlertBook, endpoint: str, m: _Memory, second: float, hits: list[
     return _record(book, m)
 
 
-def _take(book: AlertBook, m: _Memory, hits: list[list[Any]]) -> None:
+def _take(book: _Book, m: _Memory, hits: list[list[Any]]) -> None:
     a, e = m.alert, m.alert["evidence"]
     for _, _, score, kind, metric, _, seen, parts, note in hits:
         if score >= a["score"]:
@@ -289,14 +302,14 @@ def _take(book: AlertBook, m: _Memory, hits: list[list[Any]]) -> None:
         e["kinds"] += [kind] if kind not in e["kinds"] else []
         a["metrics"] += [metric] if metric and metric not in a["metrics"] else []
 
-# %% ../../nbs/ocad/90_alerts.ipynb #ba089505
-def _severity(book: AlertBook, m: _Memory, second: float) -> str:
+# %% ../../nbs/ocad/90_alerts.ipynb #ce2d18b6
+def _severity(book: _Book, m: _Memory, second: float) -> str:
     a, group = m.alert, m.alert["evidence"]["group"]
     s, count = book.settings, group["count"] if group else 1
     return severity_of(a["kind"], a["score"], second - m.begun, a["metrics"], count, s.high_score, s.long_s, s.group_endpoints)
 
 
-def _merge(book: AlertBook, m: _Memory, second: float, hits: list[list[Any]]) -> list[dict[str, Any]]:
+def _merge(book: _Book, m: _Memory, second: float, hits: list[list[Any]]) -> list[dict[str, Any]]:
     m.quiet = 0
     book.counts["merged"] += len(hits)
     _take(book, m, hits)
@@ -305,15 +318,15 @@ def _merge(book: AlertBook, m: _Memory, second: float, hits: list[list[Any]]) ->
     return [_revised(book, m, "raised")] if changed and book.updates else []
 
 
-def _continue(book: AlertBook, m: _Memory, second: float, hits: list[list[Any]]) -> list[dict[str, Any]]:
+def _continue(book: _Book, m: _Memory, second: float, hits: list[list[Any]]) -> list[dict[str, Any]]:
     m.open, m.alert["end"] = True, None
     m.alert["evidence"]["continued"] += 1
     m.alert["evidence"]["state"] = "continued"
     book.counts["continued"] += 1
     return _merge(book, m, second, hits) or ([_revised(book, m, "continued")] if book.updates else [])
 
-# %% ../../nbs/ocad/90_alerts.ipynb #98d2b488
-def _record(book: AlertBook, m: _Memory) -> dict[str, Any]:
+# %% ../../nbs/ocad/90_alerts.ipynb #401358a7
+def _record(book: _Book, m: _Memory) -> dict[str, Any]:
     a, e = m.alert, m.alert["evidence"]
     metric = a["metrics"][0] if a["metrics"] else ""
     before, after, plot = _course(m, book.metrics.get(metric, -1), m.begun, averaged(metric))
@@ -325,12 +338,12 @@ def _record(book: AlertBook, m: _Memory) -> dict[str, Any]:
     return copy
 
 
-def _revised(book: AlertBook, m: _Memory, state: str) -> dict[str, Any]:
+def _revised(book: _Book, m: _Memory, state: str) -> dict[str, Any]:
     m.alert["evidence"] |= {"state": state, "revision": m.alert["evidence"]["revision"] + 1}
     return _record(book, m)
 
-# %% ../../nbs/ocad/90_alerts.ipynb #5a9fe7b6
-def _group(book: AlertBook, endpoint: str, m: _Memory, second: float) -> None:
+# %% ../../nbs/ocad/90_alerts.ipynb #daa74540
+def _group(book: _Book, endpoint: str, m: _Memory, second: float) -> None:
     kind, s = m.alert["kind"], book.settings
     openings = book._openings.setdefault(kind, {})
     openings[endpoint] = second
@@ -351,7 +364,7 @@ def _group(book: AlertBook, endpoint: str, m: _Memory, second: float) -> None:
         g.join(name, book._of[name].alert)
 
 
-def _rejoin(book: AlertBook, endpoint: str, m: _Memory) -> None:
+def _rejoin(book: _Book, endpoint: str, m: _Memory) -> None:
     if not m.alert:
         return
     opened, shown = datetime.fromisoformat(m.alert["evidence"]["opened"]).timestamp(), m.alert["evidence"]["group"]
@@ -425,7 +438,7 @@ def alerts_of(
     usable = np.isfinite([r.score for r in rows]) | [r.is_anomaly for r in rows]
     chosen = np.concatenate([trace.rows for trace in traces]) if traces else np.flatnonzero(usable & np.isfinite(seconds))
     for i in chosen[np.lexsort((chosen, seconds[chosen]))].tolist():
-        new = book.push(endpoints[i], float(seconds[i]), rows[i], None if values is None else values[i])
-        found |= {alert["alert_id"]: alert for alert in new}
+        for alert in book.push(endpoints[i], float(seconds[i]), rows[i], None if values is None else values[i]):
+            found[alert["alert_id"]] = alert
     still = {alert["alert_id"]: alert for alert in book.open_alerts()}
     return [still.get(key, alert) for key, alert in found.items()]

@@ -38,11 +38,13 @@ class Settings(NamedTuple):
     checkpoint: float = 30.0  # Seconds between two checkpoints of a partition
     report: float = 5.0  # Seconds between two lines on stderr
     timeout: float = 10.0  # Seconds that the broker has to answer at the start
+    alerts: tuple[tuple[str, Any], ...] = ()  # Settings of the alert book
 
 # %% ../../nbs/ocad/143_broker.ipynb #85abd411
 OWN = {"enable.auto.commit": "false", "enable.auto.offset.store": "false", "partition.assignment.strategy": "cooperative-sticky",
        "enable.idempotence": "true", "acks": "all", "message.timeout.ms": "0"}  # What the promises rest on
-_CONSUMER = {"auto.offset.reset": "earliest", "session.timeout.ms": "6000", "queued.max.messages.kbytes": "16384"}
+_CONSUMER = {"auto.offset.reset": "earliest", "session.timeout.ms": "6000", "socket.timeout.ms": "10000",
+             "queued.max.messages.kbytes": "16384"}
 
 
 def read_properties(

@@ -19,11 +19,15 @@ from .evidence import SEVERITIES
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-# %% ../../nbs/ocad/148_explorer.ipynb #0c5f00e4
+# %% ../../nbs/ocad/148_explorer.ipynb #9d702fea
 _UNPACK = r"""
 const data = JSON.parse(document.getElementById('explorer-data').textContent), E = data.endpoints;
 const $ = id => document.getElementById('x-' + id);
-const css = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const shades = new Map();
+const css = name => {
+  if (!shades.has(name)) shades.set(name, getComputedStyle(document.documentElement).getPropertyValue(name).trim());
+  return shades.get(name);
+};
 const SEV = ['#56b4e9', '#e69f00', '#d55e00', '#c2185b'];
 const known = new Map();
 
@@ -49,7 +53,7 @@ async function unpack(e) {
 }
 """
 
-# %% ../../nbs/ocad/148_explorer.ipynb #a8cf76e1
+# %% ../../nbs/ocad/148_explorer.ipynb #21948320
 _LIST = r"""
 const ROW = 40, list = $('list'), inner = list.firstElementChild;
 let shown = [], chosen = -1;
@@ -79,7 +83,7 @@ function rows() {
     row.id = 'x-row' + i; row.style.top = i * ROW + 'px'; row.title = e.name; row.dataset.i = i;
     row.setAttribute('role', 'option'); row.setAttribute('aria-selected', E[chosen] === e);
     row.setAttribute('aria-label', `${e.name}, ${e.a.length} alerts`);
-    if (e.a.length) count.style.background = SEV[worst(e)];
+    if (e.a.length) { count.style.background = SEV[worst(e)]; count.style.color = worst(e) > 2 ? '#fff' : '#111'; }
     row.append(name, spark(e), count);
     return row;
   }));
@@ -109,17 +113,20 @@ list.addEventListener('keydown', ev => {
 for (const id of ['find', 'sort', 'only']) $(id).addEventListener('input', filter);
 """
 
-# %% ../../nbs/ocad/148_explorer.ipynb #0d2ae2f9
+# %% ../../nbs/ocad/148_explorer.ipynb #428919c0
 _DRAW = r"""
 const canvas = $('chart'), LEFT = 58, RIGHT = 10, STRIP = 16, PANEL = 84, SCORE = 54, AXIS = 24;
 let now = null, view = [0, 1], drag = null, hover = -1;
 const bottom = () => 3 * STRIP + SCORE + data.metrics.length * PANEL;
 const wide = () => Math.max(canvas.clientWidth - LEFT - RIGHT, 50);
-const X = t => LEFT + (t - view[0]) / (view[1] - view[0]) * wide(),
-  T = x => view[0] + (x - LEFT) / wide() * (view[1] - view[0]);
-const search = (t, x) => { let a = 0, b = t.length; while (a < b) { const m = (a + b) >> 1; if (t[m] < x) a = m + 1;
-  else b = m; } return a; };
-const number = v => Math.abs(v) >= 1e5 || (v && Math.abs(v) < .001) ? v.toExponential(1) : String(+v.toPrecision(4));
+const X = t => LEFT + (t - view[0]) / (view[1] - view[0]) * wide();
+const T = x => view[0] + (x - LEFT) / wide() * (view[1] - view[0]);
+function search(t, x) {
+  let a = 0, b = t.length;
+  while (a < b) { const m = (a + b) >> 1; if (t[m] < x) a = m + 1; else b = m; }
+  return a;
+}
+const number = (v, n = 4) => Math.abs(v) >= 1e6 || (v && Math.abs(v) < .001) ? v.toExponential(1) : String(+v.toPrecision(n));
 const clock = s => new Date(s * 1000).toISOString().slice(0, 19).replace('T', ' ') + ' UTC';
 const STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200,
   86400, 172800, 604800, 2592000, 31536000];
@@ -135,16 +142,20 @@ function line(c, t, v, top, height, low, high, color) {
     if (!(y === y)) { open = false; continue; }
     if (dense) {
       const p = Math.round(x);
-      if (p !== column) { const before = open && column >= 0 && !gap; const last = hi; flush(); if (before) {
-        c.moveTo(p - 1, Y(last)); c.lineTo(p, Y(y)); } column = p; lo = hi = y; }
-      else { lo = Math.min(lo, y); hi = Math.max(hi, y); }
+      if (p === column) { lo = Math.min(lo, y); hi = Math.max(hi, y); }
+      else {
+        const joined = open && column >= 0 && !gap, last = v[i - 1];
+        flush();
+        if (joined) { c.moveTo(p - 1, Y(last)); c.lineTo(p, Y(y)); }
+        column = p; lo = hi = y;
+      }
     } else if (open && !gap) c.lineTo(x, Y(y)); else { c.moveTo(x, Y(y)); marks.push(i); }
     open = true;
   }
   flush(); c.stroke();
   c.fillStyle = color;
-  if (!dense && (i1 - i0) * 7 < wide()) for (let i = i0; i < i1; i++) if (v[i] === v[i]) { c.beginPath();
-    c.arc(X(t[i]), Y(v[i]), 2.2, 0, 7); c.fill(); }
+  const dot = i => { c.beginPath(); c.arc(X(t[i]), Y(v[i]), 2.2, 0, 7); c.fill(); };
+  if (!dense && (i1 - i0) * 7 < wide()) for (let i = i0; i < i1; i++) if (v[i] === v[i]) dot(i);
   if (!dense) for (const i of marks) if (!(v[i + 1] === v[i + 1])) c.fillRect(X(t[i]) - 1, Y(v[i]) - 1, 2, 2);
 }
 function range(v) {
@@ -178,38 +189,46 @@ function draw() {
   if (!now) return;
   const ratio = devicePixelRatio || 1, low = bottom(), width = canvas.clientWidth, e = E[chosen], c = canvas.getContext('2d');
   canvas.style.height = low + AXIS + 'px'; canvas.width = width * ratio; canvas.height = (low + AXIS) * ratio;
-  c.setTransform(ratio, 0, 0, ratio, 0, 0); c.font = "11px 'suite-hangul',system-ui,'DejaVu Sans',sans-serif";
-    c.textBaseline = 'middle';
+  c.setTransform(ratio, 0, 0, ratio, 0, 0);
+  c.font = "11px 'suite-hangul',system-ui,'DejaVu Sans',sans-serif"; c.textBaseline = 'middle';
   axis(c, low);
   c.save(); c.beginPath(); c.rect(LEFT, 0, wide(), low + 1); c.clip();
   const end = a => a === null ? now.t[now.t.length - 1] + now.step : a;
-  for (const [from, to] of e.y) { band(c, from, to, 2, STRIP - 4, '#009e73', .9, 2); band(c, from, to, 3 * STRIP,
-    low, '#009e73', .10); }
-  for (const a of e.a) { band(c, a[0], end(a[1]), STRIP + 2, STRIP - 4, SEV[a[2]], 1, 3);
-    band(c, a[0], end(a[1]), 3 * STRIP, low, SEV[a[2]], .13); }
+  for (const [from, to] of e.y) {
+    band(c, from, to, 2, STRIP - 4, '#009e73', .9, 2);
+    band(c, from, to, 3 * STRIP, low, '#009e73', .10);
+  }
+  for (const a of e.a) {
+    band(c, a[0], end(a[1]), STRIP + 2, STRIP - 4, SEV[a[2]], 1, 3);
+    band(c, a[0], end(a[1]), 3 * STRIP, low, SEV[a[2]], .13);
+  }
   const i0 = search(now.t, view[0]), i1 = search(now.t, view[1]);
   c.fillStyle = css('--ink');
-  for (let i = i0, p = -9; i < i1; i++) if (now.flag[i]) { const x = X(now.t[i]); if (x - p >= 1) {
-    c.fillRect(x - .75, 2 * STRIP + 3, 1.5, STRIP - 6); p = x; } }
+  for (let i = i0, p = -9; i < i1; i++) {
+    const x = X(now.t[i]);
+    if (now.flag[i] && x - p >= 1) { c.fillRect(x - .75, 2 * STRIP + 3, 1.5, STRIP - 6); p = x; }
+  }
   line(c, now.t, now.score, 3 * STRIP, SCORE, 0, 1, css('--muted'));
   const ranges = now.series.map(range);
   now.series.forEach((v, k) => line(c, now.t, v, 3 * STRIP + SCORE + k * PANEL, PANEL, ...ranges[k], css('--accent')));
-  if (drag && drag.mode === 'zoom') band(c, Math.min(T(drag.x0), T(drag.x)), Math.max(T(drag.x0),
-    T(drag.x)), 0, low, css('--accent'), .2);
-  if (hover >= 0) { c.strokeStyle = css('--muted'); c.beginPath(); c.moveTo(X(now.t[hover]), 0); c.lineTo(X(now.t[hover]),
-    low); c.stroke(); }
+  if (drag && drag.mode === 'zoom') band(c, ...[T(drag.x0), T(drag.x)].sort((a, b) => a - b), 0, low, css('--accent'), .2);
+  if (hover >= 0) {
+    c.strokeStyle = css('--muted'); c.beginPath();
+    c.moveTo(X(now.t[hover]), 0); c.lineTo(X(now.t[hover]), low); c.stroke();
+  }
   c.restore();
   c.textAlign = 'right'; c.fillStyle = css('--muted');
-  ['labels', 'alerts', 'detected', 'score'].forEach((s, i) => c.fillText(s, LEFT - 6,
-    i < 3 ? i * STRIP + STRIP / 2 : 3 * STRIP + SCORE / 2));
+  const rowAt = i => i < 3 ? i * STRIP + STRIP / 2 : 3 * STRIP + SCORE / 2;
+  ['labels', 'alerts', 'detected', 'score'].forEach((s, i) => c.fillText(s, LEFT - 6, rowAt(i)));
   data.metrics.forEach((name, k) => {
     const top = 3 * STRIP + SCORE + k * PANEL;
     c.strokeStyle = css('--line'); c.beginPath(); c.moveTo(LEFT, top); c.lineTo(LEFT + wide(), top); c.stroke();
-    c.textAlign = 'right'; c.fillStyle = css('--muted'); c.fillText(number(ranges[k][1]), LEFT - 6, top + 12);
-      c.fillText(number(ranges[k][0]), LEFT - 6, top + PANEL - 11);
+    const [from, to] = ranges[k], digits = Math.abs(to - from) < Math.abs(to) / 1000 ? 7 : 4;
+    c.textAlign = 'right'; c.fillStyle = css('--muted');
+    c.fillText(number(to, digits), LEFT - 6, top + 12); c.fillText(number(from, digits), LEFT - 6, top + PANEL - 11);
     c.textAlign = 'left'; const w = c.measureText(name).width;
     c.globalAlpha = .8; c.fillStyle = css('--card'); c.fillRect(LEFT + 4, top + 3, w + 6, 14); c.globalAlpha = 1;
-      c.fillStyle = css('--ink'); c.fillText(name, LEFT + 7, top + 10);
+    c.fillStyle = css('--ink'); c.fillText(name, LEFT + 7, top + 10);
   });
   const all = now.t.length ? now.t[now.t.length - 1] - now.t[0] + now.step : 1, share = (view[1] - view[0]) / all;
   $('span').textContent = `${clock(view[0]).slice(0, 16)} to ${clock(view[1]).slice(0, 16)} UTC`
@@ -227,50 +246,59 @@ function set(a, b) {
 }
 const zoom = (factor, at = (view[0] + view[1]) / 2) => set(at - (at - view[0]) * factor, at + (view[1] - at) * factor);
 const pan = share => set(...view.map(t => t + share * (view[1] - view[0])));
-const focusOn = a => { const end = a[1] === null ? whole()[1] : a[1], size = Math.max(end - a[0], 20 * now.step);
-  set(a[0] - size, end + size); };
+const endOf = a => a[1] === null ? whole()[1] : a[1];
+function focusOn(a) {
+  const size = Math.max(endOf(a) - a[0], 20 * now.step);
+  set(a[0] - size, endOf(a) + size);
+}
 function turn(by) {
-  const a = E[chosen].a; if (!a.length) return;
-  const middle = (view[0] + view[1]) / 2, sorted = [...a].sort((p,
-    q) => p[0] - q[0]), place = x => (x[0] + (x[1] === null ? whole()[1] : x[1])) / 2;
-  const next = by > 0 ? sorted.find(x => place(x) > middle + now.step) : sorted.reverse().find(x => place(x) < middle - now.step);
-  focusOn(next || sorted[0]);
+  const middle = (view[0] + view[1]) / 2, away = a => by * ((a[0] + endOf(a)) / 2 - middle);
+  const sorted = [...E[chosen].a].sort((p, q) => by * (p[0] - q[0]));
+  const next = sorted.find(a => away(a) > now.step) || sorted[0];
+  if (next) focusOn(next);
 }
 const ACTS = {in: () => zoom(.5), out: () => zoom(2), left: () => pan(-.25), right: () => pan(.25),
   all: () => set(...whole()), next: () => turn(1), back: () => turn(-1)};
 const KEYS = {'+': 'in', '=': 'in', '-': 'out', _: 'out', ArrowLeft: 'left', ArrowRight: 'right', 0: 'all',
   Home: 'all', n: 'next', p: 'back'};
-canvas.addEventListener('keydown', ev => { const act = !ev.ctrlKey && !ev.metaKey && KEYS[ev.key]; if (act) {
-  ev.preventDefault(); ACTS[act](); } });
-document.querySelector('#explorer .buttons').addEventListener('click', ev => { const act = ev.target.dataset.act;
-  if (act) ACTS[act](); });
-canvas.addEventListener('wheel', ev => {
+const on = (el, name, f, options) => el.addEventListener(name, ev => { if (now && now.t.length) f(ev); }, options);
+on(canvas, 'keydown', ev => {
+  const act = !ev.ctrlKey && !ev.metaKey && KEYS[ev.key];
+  if (act) { ev.preventDefault(); ACTS[act](); }
+});
+on(document.querySelector('#explorer .buttons'), 'click', ev => { const act = ACTS[ev.target.dataset.act]; if (act) act(); });
+on(canvas, 'wheel', ev => {
   if (document.activeElement !== canvas && !ev.ctrlKey) return;
   ev.preventDefault(); zoom(Math.exp(Math.max(-1, Math.min(1, ev.deltaY / 400))), T(ev.offsetX));
 }, {passive: false});
-canvas.addEventListener('pointerdown', ev => { if (ev.button) return; drag = {x0: ev.offsetX, x: ev.offsetX,
-  view, mode: ev.shiftKey ? 'pan' : 'zoom'}; canvas.setPointerCapture(ev.pointerId); });
-canvas.addEventListener('pointermove', ev => {
-  const i = Math.min(search(now.t, T(ev.offsetX)),
-    now.t.length - 1), back = i > 0 && T(ev.offsetX) - now.t[i - 1] < now.t[i] - T(ev.offsetX);
-  hover = ev.offsetX >= LEFT ? i - back : -1;
-  if (drag) { drag.x = ev.offsetX; if (drag.mode === 'pan') {
-    const by = (drag.x0 - drag.x) / wide() * (drag.view[1] - drag.view[0]); set(drag.view[0] + by, drag.view[1] + by); } }
+on(canvas, 'pointerdown', ev => {
+  if (ev.button) return;
+  drag = {x0: ev.offsetX, x: ev.offsetX, view, mode: ev.shiftKey ? 'pan' : 'zoom'};
+  canvas.setPointerCapture(ev.pointerId);
+});
+on(canvas, 'pointermove', ev => {
+  const at = T(ev.offsetX), i = Math.min(search(now.t, at), now.t.length - 1), left = i > 0 && at - now.t[i - 1] < now.t[i] - at;
+  hover = ev.offsetX >= LEFT ? i - left : -1;
+  if (drag) drag.x = ev.offsetX;
+  if (drag && drag.mode === 'pan') set(...drag.view.map(t => t + (drag.x0 - drag.x) / wide() * (drag.view[1] - drag.view[0])));
   read(); draw();
 });
-canvas.addEventListener('pointerup', ev => { const d = drag; drag = null;
-  if (d && d.mode === 'zoom' && Math.abs(d.x - d.x0) > 4) set(...[T(d.x0), T(d.x)].sort((a, b) => a - b)); else draw(); });
-canvas.addEventListener('pointercancel', () => { drag = null; draw(); });
-canvas.addEventListener('pointerleave', () => { hover = -1; read(); draw(); });
-canvas.addEventListener('dblclick', () => ACTS.all());
+on(canvas, 'pointerup', () => {
+  const d = drag; drag = null;
+  if (d && d.mode === 'zoom' && Math.abs(d.x - d.x0) > 4) set(...[T(d.x0), T(d.x)].sort((a, b) => a - b)); else draw();
+});
+on(canvas, 'pointercancel', () => { drag = null; draw(); });
+on(canvas, 'pointerleave', () => { hover = -1; read(); draw(); });
+on(canvas, 'dblclick', () => ACTS.all());
 function read() {
   const i = hover;
   if (i < 0) { $('read').textContent = ''; return; }
-  const parts = data.metrics.map((m, k) => `${m} ${now.series[k][i] === now.series[k][i] ? number(now.series[k][i]) : 'none'}`);
-  $('read').textContent = [clock(now.t[i]), `score ${now.score[i] === now.score[i] ? now.score[i].toFixed(2) : 'none'}`,
-    ...parts].join('  \u00b7  ');
+  const known = v => v === v ? number(v) : 'none', parts = data.metrics.map((m, k) => `${m} ${known(now.series[k][i])}`);
+  $('read').textContent = [clock(now.t[i]), `score ${known(+now.score[i].toFixed(2))}`, ...parts].join('  \u00b7  ');
 }
 """
+
+# %% ../../nbs/ocad/148_explorer.ipynb #8d00459e
 _START = r"""
 async function choose(i, alert) {
   const e = E[i]; chosen = i; rows(); hover = -1;
@@ -282,8 +310,8 @@ async function choose(i, alert) {
     + 'Plus and minus zoom, arrows move, 0 shows all, n and p go from alert to alert.');
   view = whole(); draw(); if (alert) focusOn(alert);
   $('alerts').replaceChildren(...e.a.slice(0, 50).map(a => {
-    const item = document.createElement('li'), go = text('button', 'go',
-      `${clock(a[0]).slice(0, 16)} ${a[3] || 'anomaly'}`), level = text('span', 'level', data.severities[a[2]]);
+    const item = document.createElement('li'), level = text('span', 'level', data.severities[a[2]]);
+    const go = text('button', 'go', `${clock(a[0]).slice(0, 16)} ${a[3] || 'anomaly'}`);
     level.style.setProperty('--level', SEV[a[2]]); go.addEventListener('click', () => { focusOn(a); canvas.focus(); });
     item.append(level, ' ', go, ' ', text('span', 'why', a[6])); return item;
   }));
@@ -296,7 +324,7 @@ document.addEventListener('click', ev => {
   document.getElementById('explorer').scrollIntoView({block: 'start'}); canvas.focus({preventScroll: true});
 });
 new ResizeObserver(draw).observe(canvas.parentElement);
-matchMedia('(prefers-color-scheme: dark)').addEventListener('change', draw);
+matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => { shades.clear(); draw(); });
 if (document.fonts) document.fonts.ready.then(draw);
 document.getElementById('explorer').hidden = false;
 filter();

@@ -71,12 +71,12 @@ def _end(processes: "Iterable[Any]", seconds: float = 30.0) -> None:
         if p.exitcode is None:
             p.kill()
 
-# %% ../../nbs/ocad/145_kafka.ipynb #234ed125
+# %% ../../nbs/ocad/145_kafka.ipynb #378331c1
 def _work(s: Settings, topics: dict[str, int], load: Callable[[], Any], name: str = "") -> None:
     with Stop() as stop:
         model = load()
         parent = multiprocessing.parent_process()
-        member = Member(s, topics, partial(OcadStream, model, max_endpoints=s.max_endpoints), name)
+        member = Member(s, topics, partial(OcadStream, model, None, s.max_endpoints, alerts=dict(s.alerts)), name)
         run_member(member, stop, lambda: parent is None or parent.is_alive())
 
 
@@ -89,7 +89,7 @@ def _member_process(s: Settings, topics: dict[str, int], load: Callable[[], Any]
 
     sys.exit(guarded(work))
 
-# %% ../../nbs/ocad/145_kafka.ipynb #8cdca674
+# %% ../../nbs/ocad/145_kafka.ipynb #3eecae03
 def stream(
     *,
     model: Path,  # The run folder of a trained model
@@ -100,6 +100,7 @@ def stream(
     group: str = "ocad",  # Consumer group
     state: Path | None = None,  # Folder of the checkpoints; ocad_state for Kafka when not given, else none is kept
     workers: int = 0,  # Members of the group on this machine; one for each core when 0
+    settings: Path | None = None,  # A detection_config.yaml, for the alerts
     kafka_config: Path | None = None,  # File of librdkafka properties, name=value: TLS, passwords, timeouts
     replay: Path | None = None,  # Play a table, or a folder of them, instead
     speed: float = 0.0,  # Seconds of the table in a second; 0 is as fast as it goes
@@ -109,19 +110,21 @@ def stream(
     timeout: float = 10.0,  # Seconds that the broker has to answer at the start
 ) -> Iterator[dict[str, Any]]:  # Alerts, one JSON line each; none with Kafka, where they go to the topic
     "Score samples as they come: from Kafka to Kafka, from standard input, or from a table played back."
-    from ai_suite.ocad.model import load_model
-
     for name, value in {"--checkpoint-sec": checkpoint_sec, "--report-sec": report_sec, "--timeout": timeout}.items():
         expect(0 < value < 1e6, "E301", f"{name} is {value}", "give a number of seconds above 0")
     expect(0 <= speed < 1e9, "E301", f"--speed is {speed}", "give a factor, or 0 for as fast as it goes")
     expect(not (brokers and replay), "E301", "both --brokers and --replay are given", "give one of them")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    if not brokers:
-        one = OcadStream(load_model(model), max_endpoints=max_endpoints)
-        return local_stream(one, replay, speed, state, checkpoint_sec, report_sec)
     extra = read_properties(kafka_config) if kafka_config else ()
-    settings = Settings(brokers, Path(state or "ocad_state"), topic_in, topic_out, topic_dead, group, extra, max_endpoints,
-                        checkpoint_sec, report_sec, timeout)
+    from ai_suite.ocad.model import load_model
+    from ai_suite.ocad.settings import settings_from
+
+    alerts = settings_from(settings)["alerts"]
+    if not brokers:
+        one = OcadStream(load_model(model), None, max_endpoints, alerts=alerts)
+        return local_stream(one, replay, speed, state, checkpoint_sec, report_sec)
+    kafka = Settings(brokers, Path(state or "ocad_state"), topic_in, topic_out, topic_dead, group, extra, max_endpoints,
+                        checkpoint_sec, report_sec, timeout, tuple(alerts.items()))
     load_model(model)  # a run that cannot be loaded is said before any process starts
-    members(settings, partial(load_model, model), workers)
+    members(kafka, partial(load_model, model), workers)
     return iter(())

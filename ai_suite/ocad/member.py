@@ -172,15 +172,17 @@ def save_part(
     part: Part,  # One of its partitions
 ) -> None:
     "Write the checkpoint of a partition, then commit its place to the group."
-    kafka, began = need("confluent_kafka", "ocad"), time.monotonic()
+    kafka, began, answers = need("confluent_kafka", "ocad"), time.monotonic(), True
     try:
-        part.ends = ends_of(member.asker, member.outs, 1.0) if part.next >= part.horizon else part.ends
+        ends = ends_of(member.asker, member.outs, 1.0)
+        part.ends = ends if part.next >= part.horizon else part.ends
     except kafka.KafkaException:
-        pass  # the older ends are as true, and the next owner reads a little more
+        answers = False  # the older ends are as true, and the next owner reads a little more
     save_stream(part.stream, _home(member, part), {"offset": part.next, "ends": part.ends, "group": member.s.group})
     part.saved = part.next
     part.due.done(began)
-    tell_place(member, part)
+    if answers:
+        tell_place(member, part)
 
 
 def tell_place(

@@ -35,7 +35,8 @@ def _lasting(alert: Mapping[str, Any]) -> str:
         return "open"
     seconds = (datetime.fromisoformat(alert["end"]) - datetime.fromisoformat(alert["start"])).total_seconds()
     size, unit = next((s, u) for s, u in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s")) if seconds >= 2 * s or s == 1)
-    return f"{seconds / size:.0f} {unit}" if seconds >= 3 * size else f"{seconds / size:.1f} {unit}"
+    n = round(seconds / size, 1 if seconds < 10 * size else None)
+    return f"{n:g} {unit}"
 
 
 def ranked(

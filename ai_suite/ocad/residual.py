@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['DILATIONS', 'LOW', 'MIDDLE', 'HIGH', 'COUNT', 'FILLED', 'PACE', 'SEEN', 'SIGMAS', 'EXPECTED', 'RECENT', 'VALUES',
-           'LAYERS', 'FILLS', 'FAR', 'SLOW', 'BAND', 'LEAST', 'MOST', 'packed', 'unpacked', 'Residual']
+           'LAYERS', 'FILLS', 'FAR', 'SLOW', 'BAND', 'LEAST', 'MOST', 'packed', 'unpacked', 'Forecasters', 'Residual']
 
 # %% ../../nbs/ocad/60_residual.ipynb #e7f4f8c3
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numba import njit
@@ -232,8 +232,8 @@ _WEIGHTS = ("level", "enter", "conv", "head", "unit", "typical")
 
 
 @dataclass(frozen=True)
-class Residual:
-    "Forecast errors of every metric in robust sigmas."
+class Forecasters:
+    "The forecasters of all metrics with their units, as they are kept."
 
     epochs: int = 8  # Passes over the training sequences, at most
     channels: int = 16  # Channels of the networks
@@ -243,8 +243,57 @@ class Residual:
     seed: int = 0  # Repeats the training exactly
     step: float = 60.0  # Usual step between samples, s; `fit` measures it
     weights: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)  # From `fit`
+    clip = 4.0  # As the networks are made
+
+    def start(
+        self,
+        n_metrics: int,  # M
+    ) -> np.ndarray:  # (2 + M * cells,) float64
+        "The state of an endpoint of which nothing is known."
+        expect(n_metrics == len(self.weights["unit"]), "E203",
+               f"{n_metrics} metrics, but the forecasters were trained for {len(self.weights['unit'])}")
+        cell = np.zeros(LAYERS + sum(DILATIONS) * self.weights["enter"].shape[2])
+        cell[RECENT : RECENT + STEPS], cell[EXPECTED], cell[SIGMAS] = -1.0, math.nan, math.nan
+        return np.r_[math.nan, self.step, np.tile(cell, n_metrics)]
+
+    def look(
+        self,
+        state: np.ndarray,  # Of the endpoint, after `update`
+    ) -> np.ndarray:  # (M, 2): what was expected of the last measured sample, and the signed surprise; NaN before the first
+        "What the last statement was based on."
+        cells = state[2:].reshape(len(self.weights["unit"]), -1)
+        return cells[:, [EXPECTED, SIGMAS]]
+
+    def arrays(self) -> dict[str, np.ndarray]:  # Weights and units
+        "What to store."
+        return dict(self.weights)
+
+    def config(self) -> dict[str, Any]:  # Plain numbers
+        "Settings, to be stored beside the arrays."
+        return {k: getattr(self, k) for k in ("epochs", "channels", "lr", "batch", "patience", "seed", "step")}
+
+    @classmethod
+    def load(
+        cls,
+        arrays: Mapping[str, np.ndarray],  # From `arrays`
+        config: Mapping[str, Any],  # From `config`
+    ) -> Self:
+        "The detector back from what was stored; E203 when it does not fit together."
+        ready = {k: np.ascontiguousarray(arrays[k], np.float64) for k in _WEIGHTS if k in arrays}
+        detector = cls(**config, weights=ready)
+        m, c = ready.get("unit", np.empty(0)).size, detector.channels
+        shapes = {"level": (m, STEPS), "enter": (m, 3, c), "conv": (m, 3, 2 * c + 1, c), "head": (m, c + 1, 3), "unit": (m,),
+                  "typical": (m,)}
+        bad = [k for k, shape in shapes.items() if k not in ready or ready[k].shape != shape]
+        expect(not bad, "E203", f"the residual detector has no valid {', '.join(bad)}", "train again")
+        return detector
+
+# %% ../../nbs/ocad/60_residual.ipynb #0e670821
+@dataclass(frozen=True)
+class Residual(Forecasters):
+    "Forecast errors of every metric in robust sigmas."
+
     names = ("surprise", "unrest")
-    clip = 4.0
 
     def fit(
         self,
@@ -259,17 +308,6 @@ class Residual:
         arrays |= {"unit": np.array([u for _, u, _ in found]), "typical": np.array([t for _, _, t in found])}
         step = float(np.median([interval_of(t.seconds) for t in traces]))
         return Residual(**{**settings, "step": step}, weights=arrays)
-
-    def start(
-        self,
-        n_metrics: int,  # M
-    ) -> np.ndarray:  # (2 + M * cells,) float64
-        "The state of an endpoint of which nothing is known."
-        expect(n_metrics == len(self.weights["unit"]), "E203",
-               f"{n_metrics} metrics, but the forecasters were trained for {len(self.weights['unit'])}")
-        cell = np.zeros(LAYERS + sum(DILATIONS) * self.weights["enter"].shape[2])
-        cell[RECENT : RECENT + STEPS], cell[EXPECTED], cell[SIGMAS] = -1.0, math.nan, math.nan
-        return np.r_[math.nan, self.step, np.tile(cell, n_metrics)]
 
     def run(
         self,
@@ -300,14 +338,6 @@ class Residual:
         "Statistics of one more sample."
         return self.run(state, np.array([second], np.float64), np.asarray(values, np.float64)[None])[0]
 
-    def look(
-        self,
-        state: np.ndarray,  # Of the endpoint, after `update`
-    ) -> np.ndarray:  # (M, 2): what was expected of the last measured sample, and the signed surprise; NaN before the first
-        "What the last statement was based on."
-        cells = state[2:].reshape(len(self.weights["unit"]), -1)
-        return cells[:, [EXPECTED, SIGMAS]]
-
     def reason(
         self,
         name: str,  # surprise or unrest
@@ -322,27 +352,3 @@ class Residual:
         if math.isfinite(expected) and math.isfinite(seen):
             return f"{metric}: forecast {expected:.4g}, saw {seen:.4g} ({value:.1f} sigma)"
         return f"{metric}: {value:.1f} sigma from the forecast"
-
-    def arrays(self) -> dict[str, np.ndarray]:  # Weights and units
-        "What to store."
-        return dict(self.weights)
-
-    def config(self) -> dict[str, Any]:  # Plain numbers
-        "Settings, to be stored beside the arrays."
-        return {k: getattr(self, k) for k in ("epochs", "channels", "lr", "batch", "patience", "seed", "step")}
-
-    @classmethod
-    def load(
-        cls,
-        arrays: Mapping[str, np.ndarray],  # From `arrays`
-        config: Mapping[str, Any],  # From `config`
-    ) -> "Residual":
-        "The detector back from what was stored; E203 when it does not fit together."
-        ready = {k: np.ascontiguousarray(arrays[k], np.float64) for k in _WEIGHTS if k in arrays}
-        detector = cls(**config, weights=ready)
-        m, c = ready.get("unit", np.empty(0)).size, detector.channels
-        shapes = {"level": (m, STEPS), "enter": (m, 3, c), "conv": (m, 3, 2 * c + 1, c), "head": (m, c + 1, 3), "unit": (m,),
-                  "typical": (m,)}
-        bad = [k for k, shape in shapes.items() if k not in ready or ready[k].shape != shape]
-        expect(not bad, "E203", f"the residual detector has no valid {', '.join(bad)}", "train again")
-        return detector

@@ -160,20 +160,17 @@ def _saliency(X: np.ndarray, smooth: int) -> np.ndarray:
 def trailing_residual(
     values: np.ndarray,  # (T,) one series, NaN where missing
     window: int = 64,  # Samples that count
-    smooth: int = 3,  # Width of the moving average, frequencies
+    smooth: int = 15,  # Width of the moving average, frequencies
 ) -> np.ndarray:  # (T,) float64 from 0; NaN until the window is full and where one of its samples is missing
     "What the newest sample adds to the spectrum of the last ones."
-    x, points = np.asarray(values, np.float64), 5
+    x = np.asarray(values, np.float64)
     expect(x.ndim == 1, "E103", f"the series has shape {x.shape}", "give one series at a time")
     expect(window >= 8, "E301", f"window {window}", "use at least 8 samples")
     out = np.full(len(x), np.nan)
     for a in range(0, len(x) - window + 1, 4096):
         W = sliding_window_view(x[a:a + 4096 + window - 1], window)
-        back = np.arange(1, points + 1)
-        slope = ((W[:, -1:] - W[:, -1 - back]) / back).mean(1)
-        guess = W[:, -points] + slope * points
-        X = np.c_[W, np.repeat(guess[:, None], points, 1)]
-        found = _saliency(X - X[:, :1], smooth)[:, :window]
+        X = np.c_[W, W[:, -2::-1]]
+        found = _saliency(X - X.mean(1, keepdims=True), smooth)[:, :window]
         level = found.mean(1)
         out[a + window - 1:a + window - 1 + len(W)] = np.maximum(found[:, -1] / np.maximum(level, 1e-300) - 1, 0)
     return out

@@ -152,6 +152,12 @@ class _Stay(urllib.request.HTTPRedirectHandler):
         return None
 
 
+def _address(url: str) -> str:
+    parts = urlsplit(url)
+    expect(parts.scheme in ("http", "https") and parts.hostname, "E301", f"webhook address {url!r}", "use http://… or https://…")
+    return url
+
+
 _AGAIN = (408, 429)  # Answers that may be better next time, besides 5xx
 
 # %% ../../nbs/ocad/95_sinks.ipynb #5e5650e6
@@ -167,9 +173,7 @@ class Webhook:
         size: int = 1000,  # Alerts that may wait
         headers: Mapping[str, str] | None = None,  # Such as Authorization
     ):
-        parts = urlsplit(url)
-        expect(parts.scheme in ("http", "https") and parts.hostname, "E301", f"webhook address {url!r}", "use http://… or https://…")
-        self.url, self.timeout, self.tries, self.pause = url, timeout, tries, pause
+        self.url, self.timeout, self.tries, self.pause = _address(url), timeout, tries, pause
         self.headers = {"Content-Type": "application/json", **(headers or {})}
         self.counts: Counter[str] = Counter()  # sent, failed, retried, dropped
         self.problem = ""  # What went wrong last

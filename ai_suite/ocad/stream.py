@@ -12,7 +12,7 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -46,7 +46,7 @@ class Latency:
         total = np.cumsum(self.counts)
         return float(1e-6 * 2 ** ((np.searchsorted(total, q * total[-1]) + 1) / 16)) if total[-1] else math.nan
 
-# %% ../../nbs/ocad/140_stream.ipynb #f715560c
+# %% ../../nbs/ocad/140_stream.ipynb #49e9d80a
 MAX_ENDPOINTS = 20_000  # Endpoints whose state is kept
 CLOCK_BACK = 86_400.0  # Further back than this, s, a clock was put right
 CLOCK_SAMPLES = 10  # So many samples in a row show it
@@ -57,16 +57,16 @@ class OcadStream:
 
     def __init__(
         self,
-        model: Any,  # metrics, version, start() and update(state, second, values): what `load_model` gives
+        model: Any,  # metrics, version, parts, start(endpoint), update(state, second, values): what `load_model` gives
         book: AlertBook | None = None,  # One for this model when not given
         max_endpoints: int = MAX_ENDPOINTS,  # Endpoints kept; the one silent for longest is forgotten first
-        signed: Sequence[str] = (),  # Metrics in which negative numbers are measurements; those of the model are added
+        signed: Sequence[str] = (),  # Metrics in which negative numbers are measurements
+        alerts: Mapping[str, Any] | None = None,  # Settings of the book that is made when none is given
     ):
         expect(max_endpoints >= 1, "E301", f"max_endpoints is {max_endpoints}", "keep at least one endpoint")
-        config = getattr(model, "config", {})
-        self.book = book or AlertBook(config.get("alerts"), version=model.version, metrics=model.metrics, parts=model.parts)
+        self.book = book or AlertBook(alerts, version=model.version, metrics=model.metrics, parts=model.parts)
         self.model, self.max_endpoints = model, max_endpoints
-        self.signed = frozenset((*signed, *config.get("signed", ())))
+        self.signed = frozenset(signed)
         self.seats: dict[str, dict[str, Any]] = {}  # endpoint -> last (s), back (samples), before (s), state
         self.counts: Counter[str] = Counter()
         self.latency = Latency()
@@ -79,21 +79,24 @@ class OcadStream:
         "Take one message; E103, with nothing changed, when it cannot be understood."
         began = time.perf_counter()
         name, second, values, extra = sample_of(message, self.model.metrics, self.signed, endpoint)
-        self.counts.update(messages=1, unknown_fields=extra)
+        self.counts["messages"] += 1
+        self.counts["unknown_fields"] += extra
         seat = self._seat(name, second)
         if seat is None:
             return []
         seat.update(last=second, back=0)
         verdict = self.model.update(seat["state"], second, values)
         alerts = self.book.push(name, second, verdict, values)
-        self.counts.update(samples=1, anomalies=int(verdict.is_anomaly), alerts=len(alerts))
+        self.counts["samples"] += 1
+        self.counts["anomalies"] += bool(verdict.is_anomaly)
+        self.counts["alerts"] += len(alerts)
         self.latency.add(time.perf_counter() - began)
         return alerts
 
     def _seat(self, name: str, second: float) -> dict[str, Any] | None:
         seat = self.seats.pop(name, None)
         if seat is None:
-            seat = {"last": -math.inf, "back": 0, "before": -math.inf, "state": self.model.start()}
+            seat = {"last": -math.inf, "back": 0, "before": -math.inf, "state": self.model.start(name)}
             if len(self.seats) >= self.max_endpoints:
                 self._forget(next(iter(self.seats)), "evicted")
         self.seats[name] = seat

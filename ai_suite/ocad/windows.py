@@ -41,7 +41,7 @@ class Windows(NamedTuple):
     y: np.ndarray  # (N, 1) float32
     endpoint: np.ndarray  # (N,) number of the endpoint
     second: np.ndarray  # (N,) time of the target, s
-    spread: np.ndarray  # (N,) range of the endpoint's values, 1 % to 99 %, in the same units
+    spread: np.ndarray  # (N,) range of the endpoint's values in the same units: 1 % to 99 %, or all if that is 0
 
 
 def _scaled(x: np.ndarray, y: np.ndarray, endpoint: int, second: np.ndarray, own_unit: bool = True) -> Windows:
@@ -49,7 +49,7 @@ def _scaled(x: np.ndarray, y: np.ndarray, endpoint: int, second: np.ndarray, own
     low, high = np.quantile(y, [0.01, 0.99])
     x, y = ((v - middle) / sigma for v in (x.astype(np.float64), y.astype(np.float64)))
     return Windows(x[..., None].astype(np.float32), y[:, None].astype(np.float32), np.full(len(y), endpoint), second,
-                   np.full(len(y), max(float(high - low) / sigma, 1e-9)))
+                   np.full(len(y), float((high - low) or np.ptp(y) * sigma) / sigma or 1.0))
 
 
 def joined(
@@ -113,7 +113,8 @@ def read_prepared(
     "Read prepared sequences of one metric: E102 damaged, E103 no such metric or not ten steps."
     pc, pq, name = need("pyarrow.compute", "ocad"), need("pyarrow.parquet", "ocad"), Path(path).name
     try:
-        types = pc.unique(pq.read_table(path, columns=["metric_type"], page_checksum_verification=True)["metric_type"]).to_pylist()
+        column = pq.read_table(path, columns=["metric_type"], page_checksum_verification=True)["metric_type"]
+        types = pc.unique(column).to_pylist()
         kept = [("metric_type", "=", _known(metric_type, types, name))]
         table = pq.read_table(path, filters=kept, page_checksum_verification=True)
         size = pc.list_value_length(table["sequence"])
