@@ -29,12 +29,12 @@ $(STAMP):
 	@$(PYTHON) tools/syslibs.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing into .venv: the first time takes minutes"
-	@$(PIP) install --quiet -e ".[behavior,dev]" -c constraints.txt $(QUIET)
+	@$(PIP) install --quiet -e ".[behavior,ocad,dev]" -c constraints.txt $(QUIET)
 	@$(PIP) install --quiet --no-deps --require-hashes -r requirements-offline.txt $(QUIET)
 	@rm -f .venv/.env-*
 	@touch $@
 
-demo: env  ## train a behavior model on generated clips and write its report
+demo: env  ## train behavior and ocad on generated data and write their reports
 	@ai-suite demo
 
 test: env check-export check-clean lint types notebooks pytest  ## everything that CI runs

@@ -1,8 +1,8 @@
 """The 58 series of the Numenta Anomaly Benchmark: every component and the composite, offline and online, beside published ones.
 
-The 18 series named in `nab_file_map.csv` stand beside TSB-AD's published columns. Its files are the whole NAB files without the
-last row, so lengths agree to one sample; the labels of 5 of the 18 (of `anomaly_len` in its table) are longer than NAB's own
-windows, which are used here, and its detectors have no probation."""
+The 18 series named in `nab_file_map.csv` stand beside TSB-AD's published columns. Its files are the whole NAB files
+without the last row, so lengths agree to one sample; the labels of some (by `anomaly_len` in its table) are of another
+length than NAB's own windows, which are used here, and its detectors have no probation."""
 
 import os
 import sys

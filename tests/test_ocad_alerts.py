@@ -69,7 +69,7 @@ def test_an_alert_has_the_form_that_was_promised():
 
 
 def test_it_closes_where_the_quiet_began_and_only_then():
-    book = AlertBook(updates=True)
+    book = AlertBook({"long_s": 600}, updates=True)
     out = play(book, "xxx.........x..........")
     assert [a["evidence"]["state"] for a in out] == ["open", "raised", "closed"]
     assert out[-1]["end"] == iso(NOON + 60 * 13) and not book.open_alerts()

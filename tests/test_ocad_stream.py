@@ -55,7 +55,7 @@ def test_a_message_that_is_none(raw):
 @pytest.mark.parametrize("change", [
     {"timestamp": None}, {"timestamp": True}, {"timestamp": "noon"}, {"timestamp": [1]}, {"timestamp": math.nan},
     {"timestamp": "2024-13-45T99:00:00Z"}, {"timestamp": "9" * 1000}, {"timestamp": "2024-05-31T13:00:00" + "0" * 5000},
-    {"timestamp": ""}, {"timestamp": 1e30},
+    {"timestamp": ""}, {"timestamp": 1e30}, {"timestamp": -9223372036854502.0}, {"timestamp": "0001-01-01T00:00:00+14:00"},
     {"endpoint": None}, {"endpoint": ""}, {"endpoint": "  "}, {"endpoint": 1.5}, {"endpoint": True}, {"endpoint": ["du"]},
     {"endpoint": "x" * 300}, {"endpoint": "\ud800"}, {"udp_echo_rtt_us": "high"}, {"udp_echo_rtt_us": True},
     {"udp_echo_rtt_us": [1]}, {"udp_echo_rtt_us": {}}, {"ccm_loss": "1_0"}, {"ccm_loss": "x" * 60_000}, {"ccm_loss": "0x10"}])
@@ -296,13 +296,13 @@ def test_a_stopped_replay_goes_on_where_it_stopped(tmp_path):
             "work = local_stream(OcadStream(SmallDetector()), {table!r}, {speed}, {state!r})\n"
             "sys.exit(guarded(lambda: emit(work, sys.stdout)))")
     got = []
-    for speed, stop in ((1000, True), (0, False)):
+    for speed, stop in ((200, True), (0, False)):
         places = {"here": str(Path(__file__).parent), "table": str(tmp_path / "t.csv"), "state": str(tmp_path / "state")}
         words = code.format(**places, speed=speed)
         job = subprocess.Popen([sys.executable, "-c", words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         if stop:
             assert job.stderr.readline() == "ready\n"
-            time.sleep(2.5)
+            time.sleep(4)
             job.send_signal(signal.SIGINT)
         out, err = job.communicate(timeout=30)
         assert job.returncode == (130 if stop else 0) and "Traceback" not in err, err

@@ -35,6 +35,8 @@ CODES: dict[str, tuple[str, str]] = {
     "E403": ("pose worker failed", "run again with --workers 1 to see the clip that fails"),
     "E500": ("service error", "see the log of the service"),
     "E501": ("upload too large", "send a smaller file, or raise the limit of the service"),
+    "E510": ("the Kafka broker does not answer", "check --brokers, the network and the broker's log"),
+    "E511": ("a topic is missing or refused", "create the topic, or ask for the right to use it"),
     "E600": ("missing part", "install the package again"),
     "E601": ("optional part not installed", 'pip install "ai-suite[all]"'),
     "E602": ("missing system library", "apt-get install libgl1 libegl1 libgles2 libglib2.0-0"),

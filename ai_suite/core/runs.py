@@ -238,7 +238,7 @@ def write_run(
 _SCHEMA = {"schema_version": int, "system": str, "version": str, "created": str, "seed": int, "config": dict,
           "data_hash": str, "environment": dict, "files": dict}  # The fields of run.json
 
-# %% ../../nbs/core/50_runs.ipynb #6e8ab639
+# %% ../../nbs/core/50_runs.ipynb #46df876a
 def read_run(
     folder: str | Path,  # A run folder
 ) -> dict[str, Any]:  # The content of run.json
@@ -255,6 +255,9 @@ def read_run(
         raise SuiteError("E200", f"{folder}/run.json is not JSON", "train again, or copy the folder again") from e
     bad = [k for k, kind in _SCHEMA.items() if not isinstance(run, dict) or not isinstance(run.get(k), kind)]
     expect(not bad, "E200", f"{folder}/run.json has no valid {', '.join(bad)}", "train again, or copy the folder again")
+    parts = run.get("parts", {})
+    whole = isinstance(parts, dict) and all(isinstance(p, dict) and isinstance(p.get("files"), list) for p in parts.values())
+    expect(whole, "E200", f"{folder}/run.json has no valid parts", "train again, or copy the folder again")
     newer = run["schema_version"] > 1
     expect(not newer, "E200", f"{folder} was written by a newer version of ai-suite", "pip install -U ai-suite")
     return run

@@ -35,8 +35,8 @@ class Settings(NamedTuple):
     cooldown_s: float = 600.0  # The same kind again so soon after the end continues the closed alert
     group_endpoints: int = 5  # So many endpoints with the same kind …
     group_s: float = 120.0  # … whose alerts opened within this time are one incident
-    high_score: float = 0.95  # From here on the severity rises by one
-    long_s: float = 600.0  # An alert that lasts so long rises by one
+    high_score: float = 0.9999  # From here on the severity rises by one
+    long_s: float = 3600.0  # An alert that lasts so long rises by one
     keep: int = 120  # Samples kept per endpoint, for the values before and after and for the picture
 
 # %% ../../nbs/ocad/90_alerts.ipynb #58480584

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['H', 'HS', 'D', 'WARM', 'WIDTH', 'Baseline', 'untrained', 'fit_baseline']
 
-# %% ../../nbs/ocad/28_baseline.ipynb #af543352
+# %% ../../nbs/ocad/28_baseline.ipynb #94bdd5a8
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -19,9 +20,10 @@ from .traces import Trace, normal
 H, HS = 3, 2  # Harmonics of the day in the level and in the noise
 D = 1 + 2 * H  # Coefficients of what is expected
 WARM = 32  # Samples before anything is said
-_SEEN, _GATE, _SINCE, _RECENT, _LAST, _FIRST = range(6)
-_MEAN = 6  # Level, then 2 H coefficients of the daily course, in units of the metric
-_SPREAD = _MEAN + D  # log sigma, then 2 HS coefficients
+_SEEN, _GATE, _SINCE, _RECENT, _LAST, _FIRST, _BACK, _COUNT, _TURN = range(9)
+_MEAN = 9  # Level, then 2 H coefficients of the daily course, in units of the metric
+_NEW, _OLD = _MEAN + D, _MEAN + 2 * D  # The same as they were some hours ago
+_SPREAD = _OLD + D  # log sigma, then 2 HS coefficients
 _P = _SPREAD + 1 + 2 * HS  # (D, D) covariance of the coefficients, in units of the noise variance
 _BUFFER = _P + D * D  # The first WARM values
 WIDTH = _BUFFER + WARM  # Numbers per metric
@@ -48,6 +50,7 @@ def _begin(s, phi, prior_mean, prior_var, floor):  # type: ignore[no-untyped-def
         s[_P + k * D + k] = prior_var[k - 1]
         s[_MEAN] -= s[_MEAN + k] * phi[k]
         s[_P] += prior_var[k - 1]
+    s[_NEW:_OLD], s[_OLD:_SPREAD] = s[_MEAN:_NEW], s[_MEAN:_NEW]
 
 # %% ../../nbs/ocad/28_baseline.ipynb #f678c645
 @njit(cache=True)
@@ -73,9 +76,24 @@ def _spread(s, phi, z, rate, floor):  # type: ignore[no-untyped-def]
     for k in range(1, 1 + 2 * HS):
         s[_SPREAD + k] += 0.5 * push * phi[k]
 
-# %% ../../nbs/ocad/28_baseline.ipynb #b9e4d804
+# %% ../../nbs/ocad/28_baseline.ipynb #70f0bbf0
 @njit(cache=True)
-def _learn(s, second, x, r, z, phi, step, level_s, memory_s, gate, relearn_s, floor, trust):  # type: ignore[no-untyped-def]
+def _returned(s, second, z_old, shut, age, step):  # type: ignore[no-untyped-def]
+    s[_BACK] += (max(-4.0, min(4.0, z_old)) - s[_BACK]) / 4.0
+    fits = shut and abs(s[_BACK]) < 0.8 and abs(s[_GATE]) > abs(s[_BACK]) + 1.0
+    s[_COUNT] = s[_COUNT] + 1.0 if fits else 0.0
+    if s[_COUNT] >= 4.0:
+        s[_MEAN:_NEW] = s[_OLD:_SPREAD]
+        s[_GATE], s[_COUNT], s[_SINCE] = s[_BACK], 0.0, second
+        return True
+    if not shut and second - s[_TURN] > max(60.0 * step, min(21600.0, 0.25 * age)):
+        s[_OLD:_SPREAD], s[_NEW:_OLD], s[_TURN] = s[_NEW:_OLD].copy(), s[_MEAN:_NEW], second
+    return False
+
+
+@njit(cache=True)
+def _learn(s, second, x, r, z, z_old, phi, step, level_s, memory_s, gate, relearn_s, floor,  # type: ignore[no-untyped-def]
+           trust):
     age = second - s[_FIRST]
     shut = abs(s[_GATE]) > gate * (1.0 + 3.0 * max(0.0, 1.0 - age / 86400.0)) or trust < 0.5
     _spread(s, phi, z, (0.03 if s[_SEEN] < 10 * WARM else 0.006) * (0.1 if shut else 1.0), floor)
@@ -83,7 +101,10 @@ def _learn(s, second, x, r, z, phi, step, level_s, memory_s, gate, relearn_s, fl
     s[_RECENT] += (x - s[_RECENT]) / 30.0
     if not shut:
         s[_SINCE] = second
+    if _returned(s, second, z_old, shut, age, step):
+        return
     if second - s[_SINCE] > max(30 * step, min(relearn_s, 0.25 * age)):
+        s[_OLD:_SPREAD] = s[_MEAN:_NEW]
         s[_MEAN] += s[_RECENT] - (x - r)
         s[_P] += 4.0
         s[_GATE], s[_SINCE] = 0.0, second
@@ -108,13 +129,14 @@ def _run(state, seconds, values, prior_mean, prior_var, floor, level_s, memory_s
             if seen < WARM:
                 if seen == 0:
                     s[_FIRST] = seconds[t]
-                s[_BUFFER + seen], s[_LAST], s[_SINCE] = x, seconds[t], seconds[t]
+                s[_BUFFER + seen], s[_LAST], s[_SINCE], s[_TURN] = x, seconds[t], seconds[t], seconds[t]
                 if seen == WARM - 1:
                     _begin(s, phi, prior_mean[m], prior_var[m], floor[m])
                 continue
-            expected, spread = 0.0, s[_SPREAD]
+            expected, before, spread = 0.0, 0.0, s[_SPREAD]
             for k in range(D):
                 expected += s[_MEAN + k] * phi[k]
+                before += s[_OLD + k] * phi[k]
             for k in range(1, 1 + 2 * HS):
                 spread += s[_SPREAD + k] * phi[k]
             sigma = max(np.exp(spread), floor[m], 1e-12)
@@ -123,7 +145,7 @@ def _run(state, seconds, values, prior_mean, prior_var, floor, level_s, memory_s
             out[t, m, 0], out[t, m, 1], out[t, m, 2] = z, expected, sigma
             step = min(max(seconds[t] - s[_LAST], 1e-3), 3600.0)
             s[_LAST] = seconds[t]
-            _learn(s, seconds[t], x, r, z, phi, step, level_s, memory_s, gate, relearn_s, floor[m], trust[0])
+            _learn(s, seconds[t], x, r, z, (x - before) / sigma, phi, step, level_s, memory_s, gate, relearn_s, floor[m], trust[0])
 
 # %% ../../nbs/ocad/28_baseline.ipynb #46a5b117
 @dataclass(frozen=True)
@@ -174,11 +196,12 @@ def untrained(
     blank = Baseline(np.zeros((n_metrics, 2 * H)), np.full((n_metrics, 2 * H), 9.0), np.zeros(n_metrics))
     return replace(blank, **settings)  # type: ignore[arg-type]
 
-# %% ../../nbs/ocad/28_baseline.ipynb #4e633a80
+# %% ../../nbs/ocad/28_baseline.ipynb #7ebe0686
 def _floors(traces: Sequence[Trace], sigmas: np.ndarray) -> np.ndarray:
-    rough = [np.nanstd(np.where(normal(t)[:, None], t.values, np.nan), axis=0) for t in traces if normal(t).any()]
-    typical = np.nanmedian(sigmas, axis=0)
-    spread = np.nanmedian(np.array(rough), axis=0)
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # a metric that an endpoint does not measure
+        rough = [np.nanstd(np.where(normal(t)[:, None], t.values, np.nan), axis=0) for t in traces if normal(t).any()]
+        typical = np.nanmedian(sigmas, axis=0)
+        spread = np.nanmedian(np.array(rough), axis=0)
     tiny = ~(typical > 1e-6 * np.where(spread > 0, spread, 1.0))
     return np.nan_to_num(np.where(tiny, spread, 0.3 * typical))
 
@@ -197,7 +220,7 @@ def fit_baseline(
         table = np.array([s.reshape(-1, WIDTH) for s in states.values()])  # (E, M, WIDTH)
         ready = (table[:, :, _SEEN] > 10 * WARM)[..., None]
         sigma = np.where(ready[..., 0], np.exp(table[:, :, _SPREAD]), np.nan)
-        course = np.where(ready, table[:, :, _MEAN + 1:_SPREAD] / sigma[..., None], 0.0)
+        course = np.where(ready, table[:, :, _MEAN + 1:_NEW] / sigma[..., None], 0.0)
         mean = course.sum(0) / np.maximum(ready.sum(0), 1)
         var = np.where(ready, (course - mean) ** 2, 0.0).sum(0) / np.maximum(ready.sum(0), 1)
         var = np.where(ready.sum(0) > 3, np.clip(var, 0.05, 100.0), 9.0)

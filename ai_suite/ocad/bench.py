@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Case', 'cases_of', 'alarms_of', 'surprise_of', 'Said', 'offline_rows', 'online_rows', 'plain_rows', 'judge',
-           'average_precision', 'judged', 'row_of', 'table_of', 'changepoint_row', 'bench']
+           'average_precision', 'judged', 'row_of', 'table_of', 'changepoint_row', 'model_rows', 'bench']
 
 # %% ../../nbs/ocad/130_bench.ipynb #0e40e4a5
 import os
@@ -25,7 +25,7 @@ from .evaluate import event_scores
 from .nab import nab_score, read_nab
 from .offline import changepoints, score_changepoints
 from .traces import interval_of, read_traces
-from .univariate import ALARM, NAMES, PATIENCE, STRETCH, components, composite, online, smoothed
+from .univariate import ALARM, NAMES, PARTS, PATIENCE, STRETCH, components, composite, online, smoothed
 from .vus import vus, window_of
 
 # %% ../../nbs/ocad/130_bench.ipynb #9062624b
@@ -120,6 +120,7 @@ def offline_rows(
         views, s = _timed(lambda x=x: components(x, case.seconds))
         took += s
         scored = {k: smoothed(v, width) for k, v in views.items()} | {"composite": composite(views)}
+        scored |= {f"{k}, plain": views[k] for k in PARTS}
         sums = {k: np.maximum(sums.get(k, -np.inf), v) for k, v in scored.items()}
     return {f"offline {k}": Said(v, alarms_of(surprise_of(v), case.probation), took) for k, v in sums.items()}
 
@@ -267,16 +268,40 @@ def changepoint_row(
             "nab_standard": None, "nab_at_alarm": None, "delay_s": None,
             "fa_per_endpoint_day": (found - hits) / days if days else None, "seconds": time.perf_counter() - began}
 
-# %% ../../nbs/ocad/130_bench.ipynb #bae49cc9
+# %% ../../nbs/ocad/130_bench.ipynb #0f9ab2e7
+def model_rows(
+    model: str,  # A run folder
+    data: str,  # A table with labels
+) -> list[dict[str, Any]]:  # The rows "trained" and "rules"
+    "Judge a trained model and its rules."
+    from ai_suite.ocad.infer import figures_of, scored
+    from ai_suite.ocad.model import load_model
+    from ai_suite.ocad.traces import read_traces
+
+    found = load_model(model)
+    traces, _, _, frame = read_traces(data, found.metrics, missing=True)
+    rows = []
+    for name, used in (("trained", found), ("rules", found.detectors["rules"])):
+        table, each = scored(used, traces, frame)
+        f = figures_of(table, traces)
+        same = {k: f[k] for k in ("vus_pr", "vus_roc", "auc_pr", "event_precision", "event_recall", "event_f1", "delay_s",
+                                  "fa_per_endpoint_day")}
+        rows.append({"detector": name, **same, "nab_standard": None, "nab_at_alarm": None, "seconds": each * len(frame)})
+    return [{k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()} for row in rows]
+
+# %% ../../nbs/ocad/130_bench.ipynb #8f9d6ca9
 def bench(
     *,
     data: str,  # NAB's folder, the folder of labelled RIPE Atlas traces, or a table with a column label
     format: Annotated[str, {"choices": ["nab", "rtt", "csv"]}] = "csv",  # What the data are
     probation: float = 0.15,  # Share of each series (of at most 5,000 samples) that is not judged
     workers: int = 0,  # Processes; 0 for one per core
+    model: str | None = None,  # A run folder: judge its trained model and its rules as well, with csv
 ) -> list[dict[str, Any]]:  # One row per detector
-    "Judge every univariate detector on labelled data."
+    "Judge every univariate detector on labelled data, and a trained model."
     expect(0 <= probation < 1, "E301", f"probation {probation}", "use a share from 0 to below 1")
+    expect(model is None or format == "csv", "E301", f"--model with --format {format}", "a trained model takes a table: --format csv")
+    trained = model_rows(model, data) if model else []
     cases = cases_of(data, format, probation)
-    rows = table_of(cases, judged(cases, workers or None))
+    rows = [*trained, *table_of(cases, judged(cases, workers or None))]
     return [changepoint_row(cases), *rows] if format == "rtt" else rows

@@ -116,12 +116,11 @@ def train_iforest(
 
     return work(**given)
 
-# %% ../../nbs/ocad/180_cli.ipynb #c75b326f
+# %% ../../nbs/ocad/180_cli.ipynb #28546f1c
 def optimize_weights(
     *,
     model: str,  # A run folder with a trained model; its composite is replaced
     validation_data: str,  # Measurements with a column `label`, of other days or other endpoints than the training
-    keep_parts: bool = True,  # Take up forecasters and forest that were trained since?
 ) -> dict[str, Any]:  # before and after: weights, threshold, event precision, recall, F1; kept: are the new weights used?
     "Learn the composite's weights from labelled faults; they are kept only when they do better in cross-validation."
     given = dict(locals())
@@ -129,7 +128,7 @@ def optimize_weights(
 
     return work(**given)
 
-# %% ../../nbs/ocad/180_cli.ipynb #de24084a
+# %% ../../nbs/ocad/180_cli.ipynb #ed2a0bce
 def infer(
     *,
     model: str,  # A run folder
@@ -138,9 +137,9 @@ def infer(
     report: str | None = None,  # Write a page to this file
     alerts: str | None = None,  # Write alerts to this file, as JSON
     use_rules_only: bool = False,  # Score by the rules alone
-    use_trained_models: bool = True,  # Score by all trained parts
+    use_trained_models: bool = False,  # Score by all trained parts, as without a flag
     settings: str | None = None,  # A detection_config.yaml, for the alerts
-    lang: str = "en",  # Language of the reasons in the report: en or ko
+    lang: Annotated[str, {"choices": ["en", "ko"]}] = "en",  # Language of the reasons in the report
 ) -> dict[str, Any]:  # rows, anomalies, alerts, output
     "Score a file of measurements."
     given = dict(locals())
@@ -180,7 +179,7 @@ def evaluate(
 
     return work(**given)
 
-# %% ../../nbs/ocad/180_cli.ipynb #3da2236b
+# %% ../../nbs/ocad/180_cli.ipynb #209bc026
 def report(
     *,
     scores: str,  # scores.csv or .parquet from `ocad infer`
@@ -189,7 +188,7 @@ def report(
     truth: str | None = None,  # events.csv, or measurements with labels; the labels of the data when not given
     settings: str | None = None,  # A detection_config.yaml, for the alerts
     version: str = "v2.0.0",  # Version of the model that scored
-    lang: str = "en",  # Language of the reasons: en or ko
+    lang: Annotated[str, {"choices": ["en", "ko"]}] = "en",  # Language of the reasons
 ) -> dict[str, Any]:  # output, rows, alerts
     "Write the page of a file of scores."
     given = dict(locals())
@@ -247,8 +246,9 @@ def bench(
     format: Annotated[str, {"choices": ["nab", "rtt", "csv"]}] = "csv",  # What the data are
     probation: float = 0.15,  # Share of each series (of at most 5,000 samples) that is not judged
     workers: int = 0,  # Processes; 0 for one per core
+    model: str | None = None,  # A run folder: judge its trained model and its rules as well, with csv
 ) -> list[dict[str, Any]]:  # One row per detector
-    "Judge every univariate detector on labelled data."
+    "Judge every univariate detector on labelled data, and a trained model."
     given = dict(locals())
     from ai_suite.ocad.bench import bench as work
 
@@ -281,6 +281,6 @@ def stream(
     return work(**given)
 
 # %% ../../nbs/ocad/180_cli.ipynb #508c02db
-_NAMES = ("check", "simulate", "prepare", "train", "train_tcn", "train_iforest", "optimize_weights", "infer", "compare", "evaluate",
-          "report", "to_onnx", "verify_onnx", "bench_onnx", "bench", "stream")
+_NAMES = ("check", "simulate", "prepare", "train", "train_tcn", "train_iforest", "optimize_weights", "infer", "compare",
+          "evaluate", "report", "to_onnx", "verify_onnx", "bench_onnx", "bench", "stream")
 main = group("ocad", "Telecom time series of many endpoints.", {n.replace("_", "-"): f"ai_suite.ocad.cli:{n}" for n in _NAMES})

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'FAMILIES', 'FAMILY_OF', 'STEEPEST', 'MOST', 'RARE', 'DETECTORS', 'WEIGHTS', 'LIMITS', 'LOWEST', 'HIGHEST',
-           'HOLD', 'MEMORY', 'Verdict', 'tails', 'surprise', 'of_detectors', 'evidence', 'certainty', 'day_rates',
-           'threshold_for', 'decide', 'learn_weights']
+           'HOLD', 'MEMORY', 'Verdict', 'tails', 'surprise', 'of_detectors', 'evidence', 'certainty', 'of_families',
+           'day_rates', 'movable', 'threshold_for', 'decide', 'learn_weights']
 
 # %% ../../nbs/ocad/80_composite.ipynb #24216064
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ import numpy as np
 from numba import njit
 
 from ..core.errors import expect
+from ..core.events import intervals_of
 
 # %% ../../nbs/ocad/80_composite.ipynb #b32c89ab
 KINDS = ("", "level_shift", "spike", "drift", "variance", "loss", "correlation", "flapping", "forecast", "multivariate", "limit")
@@ -63,8 +64,14 @@ def _surprise(statistics, known, heights, out):  # type: ignore[no-untyped-def]
             value = statistics[t, k]
             if value > x[last]:
                 out[t, k] = min(heights[last] + slope * (value - x[last]), MOST)
+            elif value <= x[0]:
+                out[t, k] = heights[0]
             else:
-                out[t, k] = np.interp(value, x, heights)
+                low, high = 0, last
+                while high - low > 1:
+                    middle = (low + high) // 2
+                    low, high = (middle, high) if x[middle] < value else (low, middle)
+                out[t, k] = heights[low] + (heights[high] - heights[low]) * (value - x[low]) / (x[high] - x[low])
 
 
 def surprise(
@@ -125,8 +132,19 @@ def certainty(
     "A surprise as a probability that something is wrong, when one sample in a thousand is."
     return 1.0 / (1.0 + np.exp(RARE - np.asarray(surprised)))
 
-# %% ../../nbs/ocad/80_composite.ipynb #a7bd612f
-LOWEST, HIGHEST = 2.5, 7.0  # The threshold stays inside, nats
+
+def of_families(
+    sure: np.ndarray,  # (n, D) certainty of each detector
+    family: np.ndarray,  # (D,) number of its family in `FAMILIES`
+) -> np.ndarray:  # (n, 4), NaN for a family without a detector
+    "The most certain detector of each family."
+    out = np.full((len(sure), len(FAMILIES)), np.nan)
+    for d, f in enumerate(family):
+        out[:, f] = np.fmax(out[:, f], sure[:, d])
+    return out
+
+# %% ../../nbs/ocad/80_composite.ipynb #a62ebbf0
+LOWEST, HIGHEST = 2.0, 4.5  # The threshold stays inside, nats
 
 
 def day_rates(
@@ -137,19 +155,28 @@ def day_rates(
     return np.array([(b > threshold).mean() for b in blocks if len(b)])
 
 
+def movable(
+    block: np.ndarray,  # Evidence of a day, nats
+) -> np.ndarray:  # The same without runs that rise above every threshold
+    "Leave out what no threshold would change."
+    kept = block.copy()
+    for a, b in intervals_of(block > LOWEST):
+        if block[a:b].max() > HIGHEST:
+            kept[a:b] = -12.0
+    return kept
+
+
 def threshold_for(
     blocks: Sequence[np.ndarray],  # Evidence of the normal samples of each day of each endpoint
     target: float,  # Share of false alarms among normal samples
-    trusted: bool = True,  # Are they surely normal?
 ) -> tuple[float, dict[str, float]]:  # Threshold, nats; target, realised, low, high, days
     "The smallest threshold whose realised rate is not above the target."
     expect(0 < target < 0.5, "E301", f"target-far is {target}", "give a share such as 0.001")
-    grid = np.arange(LOWEST, HIGHEST + 1e-9, 0.25)
-    kept = 1.0 if trusted else 0.95
-    for level in grid:
-        rates = np.sort(day_rates(blocks, level))
-        if rates[: max(1, int(np.ceil(kept * len(rates))))].mean() <= target:
+    counted = [movable(b) for b in blocks]
+    for level in np.arange(LOWEST, HIGHEST + 1e-9, 0.25):
+        if day_rates(counted, level).mean() <= target:
             break
+    rates = day_rates(blocks, level)
     draws = np.random.default_rng(0).choice(rates, (1000, len(rates))).mean(1)
     low, high = np.quantile(draws, [0.025, 0.975])
     return float(level), {"target": target, "realised": float(rates.mean()), "low": float(low), "high": float(high),

@@ -8,14 +8,17 @@ __all__ = ['RULE_KINDS', 'SLOW_S', 'Ocad', 'Found', 'statistics', 'ask', 'kind_o
 # %% ../../nbs/ocad/83_ensemble.ipynb #30d2bf28
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numba import njit
 
 from ..core.errors import expect, need
 from .baseline import Baseline
 from .changepoint import KINDS as CHANGES
-from .composite import FAMILIES, FAMILY_OF, MEMORY, Verdict, certainty, decide, evidence, of_detectors, surprise
+from .composite import FAMILIES, FAMILY_OF, MEMORY, Verdict, certainty, decide, evidence, of_detectors
+from .composite import of_families, surprise
 from .states import States, described, follow
 from .traces import Trace
 
@@ -33,23 +36,28 @@ class Ocad:
     known: np.ndarray  # (Q, K) tails of all statistics, that of the filter last
     weights: np.ndarray  # (D,) of the detectors
     threshold: float = 4.0  # Nats
-    target: float = 3e-4  # Share of false alarms among normal samples
+    target: float = 1e-4  # Share of false alarms among normal samples
     pace: float = 0.05  # How fast an endpoint's own threshold moves, nats a day
     brief: int = 3  # Alarms of fewer samples count as false
     version: str = "v2.0.0"
     facts: Mapping[str, Any] = field(default_factory=dict)  # Realised rates, training data, …
 
-    @property
+    @cached_property
     def parts(self) -> tuple[str, ...]:
         "Names of the detectors, in the order of `Verdict.parts`."
         return (*self.detectors, "states")
 
-    @property
+    @cached_property
     def statistics(self) -> list[tuple[str, str]]:
         "Detector and name of every statistic, in order."
         return [(d, s) for d, found in self.detectors.items() for s in found.names] + [("states", "states")]
 
-    @property
+    @cached_property
+    def family(self) -> np.ndarray:  # (D,) int64
+        "Which family a detector belongs to."
+        return np.array([FAMILIES.index(FAMILY_OF[part]) for part in self.parts], np.int64)
+
+    @cached_property
     def owner(self) -> np.ndarray:  # (K,) int64
         "Which detector a statistic belongs to."
         return np.array([self.parts.index(d) for d, _ in self.statistics], np.int64)
@@ -59,6 +67,19 @@ class Ocad:
         m = len(self.metrics)
         own = {name: found.start(m) for name, found in self.detectors.items()}
         return {"baseline": self.baseline.start(endpoint), "states": self.states.start(), "decide": np.zeros(MEMORY), **own}
+
+    @cached_property
+    def _meanings(self) -> list[tuple[str, list[str], bool]]:
+        h = self.states.hypotheses
+        sizes = [*np.abs(h.shifts).max(1, initial=0.0), *np.full(h.n - len(h.shifts), np.inf)]
+        return [(*described(self.states, j, self.metrics)[:2], bool(size == min(sizes))) for j, size in enumerate(sizes)]
+
+    def meaning(
+        self,
+        j: int,  # A hypothesis of the filter
+    ) -> tuple[str, list[str], bool]:  # Kind, metrics, is it one of the smallest shifts?
+        "What a hypothesis stands for."
+        return self._meanings[j]
 
     def update(
         self,
@@ -89,6 +110,16 @@ class Found(NamedTuple):
     score: np.ndarray  # (n,) 0 to 1
 
 
+@njit(cache=True)
+def _largest(out, at, best, where):  # type: ignore[no-untyped-def]
+    for t in range(out.shape[0]):
+        for k in range(out.shape[1]):
+            best[t, at + k], where[t, at + k] = 0.0, 0
+            for m in range(out.shape[2]):
+                if out[t, k, m] > best[t, at + k]:
+                    best[t, at + k], where[t, at + k] = out[t, k, m], m
+
+
 def statistics(
     model: Ocad,
     memory: dict[str, np.ndarray],  # Of the endpoint; changed when one sample is given
@@ -98,16 +129,16 @@ def statistics(
     log_odds: np.ndarray,  # (n,) of the filter
     whole: bool,  # A whole trace from fresh memory? Otherwise exactly one more sample.
 ) -> tuple[np.ndarray, np.ndarray]:  # (n, K) statistics, (n, K) the metric that says most
-    "Ask every detector."
-    best, where = [], []
+    "Ask every detector; a metric that says nothing counts as 0."
+    best, at = np.empty((len(z), len(model.statistics))), 0
+    where = np.zeros(best.shape, np.int64)
     for name, detector in model.detectors.items():
         x = values if name == "rules" else z
         out = detector.score(seconds, x) if whole else detector.update(memory[name], seconds[0], x[0])[None]
-        out = np.where(np.isnan(out), 0.0, out)
-        where.append(out.argmax(2))
-        best.append(out.max(2))
-    odds = np.where(np.isnan(log_odds), -50.0, log_odds)[:, None]
-    return np.concatenate([*best, odds], 1), np.concatenate([*where, np.zeros((len(z), 1), np.int64)], 1)
+        _largest(out, at, best, where)
+        at += len(detector.names)
+    best[:, at] = np.where(np.isnan(log_odds), -50.0, log_odds)
+    return best, where
 
 # %% ../../nbs/ocad/83_ensemble.ipynb #63029ef4
 def ask(
@@ -142,10 +173,8 @@ def kind_of(
     log_odds, j, onset = found.states[i]
     z = np.abs(np.nan_to_num(found.usual[i, :, 0]))
     if log_odds > 0:
-        kind, names, _ = described(model.states, int(j), model.metrics)
-        shift = model.states.hypotheses.shifts
-        if kind == "level_shift" and np.abs(shift[int(j)]).max() == np.abs(shift).max(1).min() and second - onset > SLOW_S:
-            kind = "drift"
+        kind, names, small = model.meaning(int(j))
+        kind = "drift" if kind == "level_shift" and small and second - onset > SLOW_S else kind
         return kind, max(names, key=lambda m: z[model.metrics.index(m)]), float(onset)
     best = int(found.surprised[i, :-1].argmax())
     k = int(found.which[i, best])
@@ -169,12 +198,7 @@ def reason_of(
     detector, name = model.statistics[k]
     return str(model.detectors[detector].reason(name, model.metrics[int(found.where[i, k])]))
 
-# %% ../../nbs/ocad/83_ensemble.ipynb #6b3ae4cc
-def _families(model: Ocad, surprised: np.ndarray) -> np.ndarray:  # (n, 4)
-    of = [[i for i, part in enumerate(model.parts) if FAMILY_OF[part] == family] for family in FAMILIES]
-    return np.column_stack([certainty(surprised[:, own].max(1)) if own else np.full(len(surprised), np.nan) for own in of])
-
-
+# %% ../../nbs/ocad/83_ensemble.ipynb #b6c5f19c
 def _notes(found: Found, values: np.ndarray) -> np.ndarray:  # (n,) text
     nothing, learning = np.isnan(values).all(1), np.isnan(found.usual[:, :, 0]).all(1)
     return np.where(nothing, "no measurement", np.where(learning, "learning", ""))
@@ -191,9 +215,10 @@ def verdict(
     found = ask(model, memory, now, values, whole=False)
     on = bool(found.on[0])
     kind, metric, onset = kind_of(model, found, 0, second) if on else ("", "", float("nan"))
-    rule, change, residual, many = _families(model, found.surprised)[0].tolist()
-    return Verdict(float(found.score[0]), on, kind, metric, rule, change, residual, many, onset, certainty(found.surprised[0]),
-                   str(_notes(found, values)[0]))
+    sure = certainty(found.surprised)
+    rule, change, residual, many = of_families(sure, model.family)[0].tolist()
+    note = "" if not np.isnan(found.usual[0, :, 0]).all() else str(_notes(found, values)[0])
+    return Verdict(float(found.score[0]), on, kind, metric, rule, change, residual, many, onset, sure[0], note)
 
 # %% ../../nbs/ocad/83_ensemble.ipynb #317f0fd5
 def table_of(
@@ -210,7 +235,8 @@ def table_of(
     kind, metric, onset = (list(column) for column in zip(*said, strict=True))
     table = {"timestamp": trace.seconds, "endpoint": trace.endpoint, "score": found.score,
              "is_anomaly": found.on.astype(np.int64), "kind": kind, "metric": metric}
-    table |= dict(zip(FAMILIES, _families(model, found.surprised).T, strict=True))
+    sure = certainty(found.surprised)
+    table |= dict(zip(FAMILIES, of_families(sure, model.family).T, strict=True))
     table |= {"note": _notes(found, trace.values)}
-    table |= {f"d_{name}": certainty(column) for name, column in zip(model.parts, found.surprised.T, strict=True)}
+    table |= {f"d_{name}": column for name, column in zip(model.parts, sure.T, strict=True)}
     return pd.DataFrame(table | {"start": onset})

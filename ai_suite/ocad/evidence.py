@@ -38,8 +38,8 @@ def severity_of(
     duration: float,  # From the start until now, s
     metrics: Sequence[str],  # Metrics that took part
     endpoints: int = 1,  # Endpoints of the same incident
-    high_score: float = 0.95,  # A score that raises
-    long_s: float = 600.0,  # A duration that raises, s
+    high_score: float = 0.9999,  # A score that raises
+    long_s: float = 3600.0,  # A duration that raises, s
     group_endpoints: int = 5,  # A number of endpoints that raises
 ) -> str:  # One of `SEVERITIES`
     "How severe an alert is."

@@ -50,13 +50,15 @@ def laid_out(
     found["is_anomaly"] = found.is_anomaly.fillna(0).astype(int)
     return found[[*HEAD, *[c for c in found.columns if c.startswith("d_")], "start"]]
 
-# %% ../../nbs/ocad/87_infer.ipynb #144c5e2e
+# %% ../../nbs/ocad/87_infer.ipynb #2d3b54e1
 def write_scores(
     path: str | Path,  # CSV, or Parquet by its ending
     table: "pd.DataFrame",  # From `laid_out`
 ) -> Path:  # The same path
     "Write scores atomically; times as ISO 8601 in UTC."
-    clock = table.timestamp.dt.strftime("%Y-%m-%dT%H:%M:%S.%f").str.slice(0, 23).str.replace(".000", "", regex=False) + "Z"
+    clock = table.timestamp.dt.strftime("%Y-%m-%dT%H:%M:%S.%f").str.slice(0, 23)
+    whole = clock.dropna().str.endswith(".000").all()  # one form for the whole column
+    clock = clock.str.slice(0, 19 if whole else 23) + "Z"
     table = table.assign(timestamp=clock, start=[iso(s) if np.isfinite(s) else "" for s in table.start])
     with atomic_path(path) as temp:
         if str(path).lower().endswith((".parquet", ".pq")):
@@ -108,7 +110,7 @@ def figures_of(
     "Judge scores by the labels of the traces; alarms at most five minutes apart are one, and may come five minutes late."
     return evaluate(table[table.score.notna()], faults_of(traces), gap=300.0, late=300.0)
 
-# %% ../../nbs/ocad/87_infer.ipynb #2a9085a6
+# %% ../../nbs/ocad/87_infer.ipynb #bec1c52e
 def infer(
     *,
     model: str,  # A run folder
@@ -117,16 +119,17 @@ def infer(
     report: str | None = None,  # Write a page to this file
     alerts: str | None = None,  # Write alerts to this file, as JSON
     use_rules_only: bool = False,  # Score by the rules alone
-    use_trained_models: bool = True,  # Score by all trained parts
+    use_trained_models: bool = False,  # Score by all trained parts, as without a flag
     settings: str | None = None,  # A detection_config.yaml, for the alerts
     lang: str = "en",  # Language of the reasons in the report: en or ko
 ) -> dict[str, Any]:  # rows, anomalies, alerts, output
     "Score a file of measurements."
+    expect(not (use_rules_only and use_trained_models), "E301", "rules only, and trained models", "give one of the two flags")
     chosen, trained = settings_from(settings), load_model(model)
     traces, metrics, counts, frame = read_traces(data_source, trained.metrics, missing=True)
     present = [m for m in metrics if np.isfinite(frame[m]).any()]
     expect(present, "E103", f"{data_source} has none of {', '.join(trained.metrics)}", "rename columns, or train on this table")
-    used = trained.detectors["rules"] if use_rules_only or not use_trained_models else trained
+    used = trained.detectors["rules"] if use_rules_only else trained
     table, seconds = scored(used, traces, frame)
     found = alerts_of(table, chosen["alerts"], version=trained.version, traces=traces, metrics=metrics)
     write_scores(output, table)
@@ -150,7 +153,7 @@ def _page(path: str, table: "pd.DataFrame", traces: Sequence[Trace], metrics: Se
     report_page(table, traces, metrics, alerts, truth=truth, figures=None if truth is None else figures_of(table, traces),
                 counts=counts, settings=settings, latency={"µs per sample, whole file": 1e6 * seconds}, lang=lang, output=path)
 
-# %% ../../nbs/ocad/87_infer.ipynb #933581fd
+# %% ../../nbs/ocad/87_infer.ipynb #3bdabab8
 def report(
     *,
     scores: str,  # scores.csv or .parquet from `ocad infer`
@@ -171,6 +174,8 @@ def report(
     numbers = [c for c in table.columns if c in ("score", "is_anomaly", *FAMILIES) or c.startswith("d_")]
     table[numbers] = table[numbers].apply(need("pandas", "core-ml").to_numeric, errors="coerce")
     table["timestamp"] = times(table.timestamp)
+    other = table.timestamp.ne(frame.timestamp) & frame.timestamp.notna() | (table.endpoint.astype(str) != frame.endpoint)
+    expect(not other.any(), "E105", f"row {int(other.argmax()) + 1} of {scores} and {data_source} differ", "give the same data")
     found = alerts_of(table, settings_from(settings)["alerts"], version=version, traces=traces, metrics=metrics)
     events = read_truth(truth) if truth else faults_of(traces) if any(t.label is not None for t in traces) else None
     figures = None if events is None or not len(events) else evaluate(table[table.score.notna()], events, gap=300.0, late=300.0)

@@ -226,7 +226,7 @@ def take(
     part.next = m.offset() + 1
     member.taken += 1
 
-
+# %% ../../nbs/ocad/144_member.ipynb #14c8d24c
 def set_aside(
     member: Member,  # A member
     part: Part,  # The partition that the message came from

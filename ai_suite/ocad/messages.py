@@ -62,7 +62,7 @@ def second_of(
     elif isinstance(value, str) and _ISO.match(value):
         try:
             stamp = datetime.fromisoformat(value)
-            return (stamp.replace(tzinfo=stamp.tzinfo or UTC) - _EPOCH) // _MS / 1000
+            return _plausible((stamp.replace(tzinfo=stamp.tzinfo or UTC) - _EPOCH) // _MS / 1000, value)
         except (ValueError, OverflowError):
             pass
     return _slow_second(value)
@@ -71,8 +71,12 @@ def second_of(
 def _slow_second(value: Any) -> float:
     readable = isinstance(value, str | int | float) and not isinstance(value, bool) and len(text := str(value)) <= MAX_TEXT
     found = times(need("pandas", "core-ml").Series([text] if readable else [], dtype=object)).dropna()
-    expect(len(found), "E103", f"timestamp is {str(value)[:40]!r}", "write it as 2024-05-31T13:00:00Z")
-    return float(found.iloc[0].value // 10**6 / 1000)
+    return _plausible(float(found.astype(np.int64).iloc[0] / 1000) if len(found) else math.nan, value)
+
+
+def _plausible(second: float, value: Any) -> float:
+    expect(-2.2e9 < second < 7.3e9, "E103", f"timestamp is {str(value)[:40]!r}", "write it as 2024-05-31T13:00:00Z")
+    return second
 
 # %% ../../nbs/ocad/138_messages.ipynb #ce8ccaa8
 def value_of(

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['READERS', 'calibrated', 'fit', 'composite_files', 'save_model', 'load_model', 'train', 'optimize_weights']
 
-# %% ../../nbs/ocad/85_model.ipynb #5e5719d2
+# %% ../../nbs/ocad/85_model.ipynb #cd7f21ae
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,15 +15,16 @@ from typing import Any
 
 import numpy as np
 
+from ..core.check import is_number
 from ..core.cli import say
 from ..core.errors import SuiteError, expect, need
 from ..core.runs import add_part, data_hash, load_tensors, read_run, run_file, save_tensors, tensors_config
-from .baseline import Baseline, fit_baseline
+from .baseline import WIDTH, Baseline, H, fit_baseline
 from .changepoint import ChangePoint
-from .composite import evidence, of_detectors, surprise, tails, threshold_for
+from .composite import _HEIGHTS, evidence, of_detectors, surprise, tails, threshold_for
 from .ensemble import Ocad, statistics
 from .forecast import files_of_tcn, net_of, tcns_of
-from .iforest import SKOPS, Forest, grow, load_iforest, training_rows
+from .iforest import SKOPS, Forest, _plain, grow, load_iforest, training_rows
 from .residual import Residual, unpacked
 from .rules import Rules
 from .settings import settings_from
@@ -65,14 +67,26 @@ def calibrated(
         e = evidence(surprised[:, :-1], r[:, -1], new.weights)
         day = np.floor(trace.seconds / 86400)
         blocks += [e[c & (day == d)] for d in np.unique(day) if (c & (day == d)).sum() > 30]
-    threshold, rates = threshold_for(blocks or [np.full(30, -12.0)], target, trusted)
+    threshold, rates = threshold_for(blocks or [np.full(30, -12.0)], target)
     facts = {**model.facts, "false_alarms": rates, "labelled": trusted}
     return replace(model, known=known, threshold=threshold, target=target, facts=facts)
 
-# %% ../../nbs/ocad/85_model.ipynb #87a19a3e
+# %% ../../nbs/ocad/85_model.ipynb #b75361e8
+def _hidden(traces: Sequence[Trace]) -> list[Trace]:
+    return [t._replace(values=np.where(normal(t)[:, None], t.values, np.nan)) for t in traces]
+
+
+def _calmed(trace: Trace, usual: np.ndarray, found: np.ndarray) -> Trace:
+    odd = np.convolve(np.nan_to_num(found[:, 0], nan=-9.0) > 0, np.ones(21), "same") > 0.5
+    return trace._replace(values=np.where(odd[:, None], np.nan, usual[:, :, 0]))
+
+
 def _filter(traces: Sequence[Trace], baseline: Baseline, chosen: Mapping[str, Any]) -> States:
-    first = [baseline.score(t.seconds, t.values, np.zeros_like(baseline.start()))[:, :, 0] for t in traces]
-    states = fit_states([t._replace(values=z) for t, z in zip(traces, first, strict=True)], **chosen["states"])
+    hidden, fresh = _hidden(traces), np.zeros_like(baseline.start())
+    first = [t._replace(values=baseline.score(t.seconds, t.values, fresh.copy())[:, :, 0]) for t in hidden]
+    states = fit_states(first, **chosen["states"])
+    calm = [_calmed(t, *both) for t, both in zip(hidden, _standard(baseline, states, hidden), strict=True)]
+    states = fit_states(calm, **chosen["states"])
     if not any(t.label is not None and t.label.any() for t in traces):
         return states
     runs = zip(traces, _standard(baseline, states, traces), strict=True)
@@ -103,15 +117,17 @@ def fit(
     if len(metrics) > 1:
         detectors["relations"] = Relations().fit(z)
     weights = np.array([chosen["weights"][name] for name in detectors])
-    facts = {"endpoints": len(traces), "samples": int(sum(len(t.seconds) for t in traces))}
+    signed = [m for i, m in enumerate(metrics) if any((t.values[:, i] < 0).any() for t in traces)]
+    facts = {"endpoints": len(traces), "samples": int(sum(len(t.seconds) for t in traces)), "signed": signed}
     model = Ocad(tuple(metrics), baseline, states, detectors, np.empty((0, 0)), weights, pace=chosen["pace"],
                  brief=chosen["brief"], version=version, facts=facts)
     return calibrated(model, traces, chosen["target_far"])
 
-# %% ../../nbs/ocad/85_model.ipynb #3f20468b
+# %% ../../nbs/ocad/85_model.ipynb #810bc52e
 READERS: dict[str, Any] = {"rules": Rules, "changepoint": ChangePoint, "residual": Residual, "forest": Forest,
                            "relations": Relations}
 _KEPT = ("threshold", "target", "pace", "brief", "version")
+_PACES = ("level_s", "memory_s", "gate", "relearn_s")
 
 
 def composite_files(
@@ -126,7 +142,7 @@ def composite_files(
         arrays |= {f"{name}.{k}": v for k, v in detector.arrays().items()}
     about = {"kind": "composite", "metrics": list(model.metrics), "endpoints": list(model.baseline.known),
              "facts": dict(model.facts), "states": model.states.config(), **{k: getattr(model, k) for k in _KEPT},
-             "baseline": {k: getattr(model.baseline, k) for k in ("level_s", "memory_s", "gate", "relearn_s")},
+             "baseline": {k: getattr(model.baseline, k) for k in _PACES},
              "detectors": {name: detector.config() for name, detector in model.detectors.items()}}
     name = f"ocad/composite_{model.version}.safetensors"
     return {name: lambda path: save_tensors(path, arrays, about)}
@@ -138,36 +154,47 @@ def save_model(
     **facts: Any,  # seed, data_hash, config of the run, when this part starts it
 ) -> Path:  # The run folder
     "Add the composite to a run."
-    there = read_run(run)["files"] if (Path(run) / "run.json").exists() else {}
+    there = read_run(run) if (Path(run) / "run.json").exists() else {"files": {}}
     trained = ("ocad/tcn/", "ocad/isolation_forest/")
-    parts = {k: v for k, v in there.items() if k.startswith(trained) and not k.endswith(".json")}
+    parts = {k: v for k, v in there["files"].items() if k.startswith(trained) and not k.endswith(".json")}
     files = composite_files(replace(model, facts={**model.facts, "parts": parts}))
-    info = {"version": model.version, **model.facts}
+    before = there.get("parts", {}).get("composite", {})
+    origin = {k: before[k] for k in ("seed", "data_hash", "config") if k in before} | facts
+    info = {"version": model.version, "metrics": list(model.metrics), **model.facts, **origin}
     return add_part(run, "composite", files, info, system="ocad", version=model.version.lstrip("v"), **facts)
 
-# %% ../../nbs/ocad/85_model.ipynb #e821287c
+# %% ../../nbs/ocad/85_model.ipynb #0498337c
 def load_model(
     run: str | Path,  # A run folder
 ) -> Ocad:
     "Load a model: E200 when the run has none, E202 when a file was changed, E203 when it does not fit together."
-    record = read_run(run)
-    expect(record["system"] == "ocad", "E203", f"{run} is a run of {record['system']}, not of ocad")
+    record = _of_ocad(run)
     part = record.get("parts", {}).get("composite")
     expect(part is not None, "E200", f"{run} holds no composite, only {', '.join(record.get('parts', {})) or 'nothing'}",
            f"ocad train --data … --output {run} --keep-parts")
-    path = run_file(run, next(f for f in part["files"] if f.endswith(".safetensors")))
+    path = run_file(run, next((str(f) for f in part["files"] if str(f).endswith(".safetensors")), "composite"))
     about, tensors = tensors_config(path), load_tensors(path)
     try:
         model = _model({k: v.numpy() for k, v in tensors.items()}, about)
-    except (KeyError, TypeError, ValueError) as e:
+        bad = _misfits(model)
+        newer = [k for k, v in about["facts"].get("parts", {}).items() if record["files"].get(k, v) != v]
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
         raise SuiteError("E203", f"{path.name} does not hold a model: {e!r}"[:160], "train again") from e
-    newer = [k for k, v in about["facts"].get("parts", {}).items() if record["files"].get(k, v) != v]
+    expect(not bad, "E203", f"{path.name} holds no valid {', '.join(bad)}"[:160], "train again")
+    model.start()
     if newer:
-        say(f"{', '.join(newer)} was trained again since; `ocad train --keep-parts` or `ocad optimize-weights` takes it up")
+        say(f"{', '.join(newer)} was trained again since; `ocad train --keep-parts` takes it up")
     return model
 
 
+def _of_ocad(run: str | Path) -> dict[str, Any]:
+    record = read_run(run)
+    expect(record["system"] == "ocad", "E203", f"{run} is a run of {record['system']}, not of ocad")
+    return record
+
+
 def _model(arrays: dict[str, np.ndarray], about: Mapping[str, Any]) -> Ocad:
+    expect(about["kind"] == "composite", "E203", "the file holds no composite", "give the run of a training")
     of = lambda name: {k.split(".", 1)[1]: v for k, v in arrays.items() if k.startswith(f"{name}.")}
     known = dict(zip(about["endpoints"], of("known").get("states", np.empty((0, 0))), strict=True))
     baseline = Baseline(**{**of("baseline"), "known": known, **about["baseline"]})
@@ -175,9 +202,40 @@ def _model(arrays: dict[str, np.ndarray], about: Mapping[str, Any]) -> Ocad:
     return Ocad(tuple(about["metrics"]), baseline, States(**{**of("states"), **about["states"]}), detectors, arrays["known"],
                 arrays["weights"], **{k: about[k] for k in _KEPT}, facts=about["facts"])
 
-# %% ../../nbs/ocad/85_model.ipynb #7344361a
-def _add_forecasters(run: str, model: Ocad, version: str, seed: int, digest: str) -> None:
-    for m, metric in enumerate(model.metrics):
+# %% ../../nbs/ocad/85_model.ipynb #bdff1c22
+def _shapes(model: Ocad) -> dict[str, tuple[np.ndarray, tuple[int, ...]]]:
+    m, b, s, found = len(model.metrics), model.baseline, model.states, model.detectors
+    d, r = len(s.dense), len(s.rare)
+    each = {"prior_mean": (b.prior_mean, (m, 2 * H)), "prior_var": (b.prior_var, (m, 2 * H)), "floor": (b.floor, (m,)),
+            "tails": (model.known, (len(model.known), len(model.statistics))), "weights": (model.weights, (len(found),)),
+            "cut": (s.cut, (r,)), "base": (s.base, (r,)), "xs": (s.xs, (d, s.xs.shape[1])), "ys": (s.ys, s.xs.shape),
+            "relation": (s.relation, (d, d)), "usual": (s.usual, (s.hypotheses.n,)),
+            "unit": (np.array(found["rules"].unit), (m,)),
+            "scale": (found["changepoint"].scale, (len(found["changepoint"].names), m))}
+    return each | {f"state of {name}": (np.nan_to_num(known), (m * WIDTH,)) for name, known in b.known.items()}
+
+
+def _misfits(model: Ocad) -> list[str]:
+    m, s = len(model.metrics), model.states
+    names = [name for name in READERS if name != "relations" or m > 1]
+    if list(model.detectors) != names or model.detectors["rules"].metrics != model.metrics:
+        return ["detectors"]
+    index = np.r_[s.dense, s.rare]
+    fine = {"metrics": m > 0 and len(set(model.metrics)) == m and all(isinstance(x, str) for x in model.metrics),
+            "version": isinstance(model.version, str), "target": 0 < model.target < 0.5,
+            "metrics of the filter": index.dtype == np.int64,
+            "order of the filter": sorted(index.tolist()) == list(range(m)), "tails": 5 < len(model.known) <= len(_HEIGHTS)}
+    numbers = {k: getattr(model, k) for k in _KEPT[:-1]} | {k: getattr(model.baseline, k) for k in _PACES} | s.config()
+    for name, found in model.detectors.items():
+        usual = READERS[name]().config()
+        numbers |= {f"{name}.{k}": v for k, v in found.config().items() if isinstance(usual[k], int | float)}
+    fits = lambda a, shape: a.shape == shape and a.dtype == np.float64 and np.isfinite(a).all()
+    shapes = [k for k, (a, shape) in _shapes(model).items() if not fits(a, shape)]
+    return [k for k, ok in fine.items() if not ok] + [k for k, v in numbers.items() if not is_number(v, 0, 1e12)] + shapes
+
+# %% ../../nbs/ocad/85_model.ipynb #82c2b184
+def _add_forecasters(run: str, model: Ocad, kept: Mapping[int, Any], version: str, seed: int, digest: str) -> None:
+    for m, metric in [(m, metric) for m, metric in enumerate(model.metrics) if m not in kept]:
         info = {"trained_by": "ocad train", "unit": "sigmas of the baseline"}
         files = files_of_tcn(unpacked(model.detectors["residual"].arrays(), m), type_of(metric), version, info)
         add_part(run, f"tcn_{type_of(metric)}", files, {"version": version, **info}, system="ocad", seed=seed, data_hash=digest,
@@ -194,13 +252,23 @@ def _add_forest(run: str, model: Ocad, traces: Sequence[Trace], version: str, se
     files = {name: need("skops.io", "core-ml").dumps(grown), name.replace(".skops", ".json"): about.encode()}
     add_part(run, "isolation_forest", files, {"version": version}, system="ocad", seed=seed)
 
-# %% ../../nbs/ocad/85_model.ipynb #6a24c08f
+# %% ../../nbs/ocad/85_model.ipynb #fc429a50
 def _kept(run: str, metrics: Sequence[str], version: str) -> tuple[dict[int, Any], Forest | None]:
     record = read_run(run) if (Path(run) / "run.json").exists() else {"parts": {}}
     there = tcns_of(run) if record.get("parts") else {}
     nets = {m: net_of(run_file(run, there[type_of(name)]))[0] for m, name in enumerate(metrics) if type_of(name) in there}
     forest = load_iforest(run, version)[1] if "isolation_forest" in record.get("parts", {}) else None
     return nets, forest
+
+
+def _ready(output: str, version: str, seed: int) -> None:
+    "Stop before the work when its result could not be kept."
+    expect(seed >= 0, "E301", f"seed is {seed}", "give a number of 0 or more")
+    _plain(version)
+    if (Path(output) / "run.json").exists():
+        _of_ocad(output)
+    there = next(p for p in (Path(output), *Path(output).absolute().parents) if p.exists())
+    expect(there.is_dir() and os.access(there, os.W_OK), "E120", f"{output} cannot be written: {there} is no writable folder")
 
 
 def train(
@@ -216,15 +284,18 @@ def train(
     keep_parts: bool = False,  # Take forecasters and forest that the run already holds?
 ) -> dict[str, Any]:  # output, endpoints, samples, metrics, threshold, false_alarms, parts
     "Train all parts of a model."
-    chosen = settings_from(settings)
+    chosen = settings_from(settings_from(settings) | ({} if target_far is None else {"target_far": target_far}))
+    _ready(output, version, seed)
     traces, columns, counts, _ = read_traces(data, metrics)
-    long = [t for t in traces if len(t.seconds) >= 100]
-    expect(long, "E110", f"{data} has no endpoint with at least 100 samples", "give a longer record")
+    unknown = [name for name in chosen["rules"]["limits"] if name not in columns]
+    if unknown:
+        say(f"rules.limits names {', '.join(unknown)}, which {data} does not measure")
+    long = [t for t in traces if (normal(t) & np.isfinite(t.values).any(1)).sum() >= 100]
+    expect(long, "E110", f"{data} has no endpoint with at least 100 normal samples", "give a longer record")
     nets, forest = _kept(output, columns, version) if keep_parts else ({}, None)
-    chosen["target_far"] = chosen["target_far"] if target_far is None else target_far
     model = fit(long, columns, settings=chosen, nets=nets, forest=forest, epochs=epochs, seed=seed, version=version)
     digest = data_hash(data)
-    _add_forecasters(output, model, version, seed, digest)
+    _add_forecasters(output, model, nets, version, seed, digest)
     if forest is None:
         _add_forest(output, model, long, version, seed)
     save_model(output, model, seed=seed, data_hash=digest, config={"metrics": list(columns), "settings": chosen})
@@ -232,12 +303,11 @@ def train(
             "threshold": model.threshold, "false_alarms": model.facts["false_alarms"], "parts": list(model.parts),
             "data": {k: counts[k] for k in ("rows", "duplicates", "out_of_order", "timeouts", "gaps", "unusable_rows")}}
 
-# %% ../../nbs/ocad/85_model.ipynb #9e11b4db
+# %% ../../nbs/ocad/85_model.ipynb #f7aa0a85
 def optimize_weights(
     *,
     model: str,  # A run folder with a trained model; its composite is replaced
     validation_data: str,  # Measurements with a column `label`, of other days or other endpoints than the training
-    keep_parts: bool = True,  # Take up forecasters and forest that were trained since?
 ) -> dict[str, Any]:  # before and after: weights, threshold, event precision, recall, F1; kept: are the new weights used?
     "Learn the composite's weights from labelled faults; they are kept only when they do better in cross-validation."
     from ai_suite.ocad.weigh import reweighed

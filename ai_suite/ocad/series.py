@@ -158,7 +158,7 @@ def fold(
     carried = table[[*keep]].fillna("").astype(str).groupby(row).max() if keep else first[[]]
     return pd.concat([first, carried, pd.DataFrame(cells, columns=metrics)], axis=1)
 
-# %% ../../nbs/ocad/20_series.ipynb #73f296fe
+# %% ../../nbs/ocad/20_series.ipynb #cd43849e
 def read_file(
     path: str | Path,  # A CSV or Parquet file
     endpoint: str,  # Name of the endpoint when the file does not say
@@ -166,6 +166,7 @@ def read_file(
     time: str | None = None,  # The column of times; looked for when not given
     metrics: Sequence[str] = (),  # The columns of measurements; all numeric ones when not given
     keep: Sequence[str] = (),  # Columns that are carried along as text where the file has them, such as `label` and `kind`
+    missing: bool = False,  # Pass over columns of measurements that the file has not?
 ) -> "tuple[pd.DataFrame, Counter[str]]":  # timestamp, endpoint, usable, metrics, kept columns; time-outs of each metric
     "Read one file of measurements, wide or long."
     table, file = read_table(path), Path(path).name
@@ -176,9 +177,9 @@ def read_file(
     name = is_long(table)
     kept = [c for c in keep if c in table.columns]
     table = fold(table, [column, *named], name, kept) if name else table
-    for metric in metrics:
+    for metric in () if missing else metrics:
         require(table, metric, file)
-    chosen = list(metrics) or metric_columns(table, [column, *named])
+    chosen = [m for m in dict.fromkeys(metrics) if m in table] or metric_columns(table, [column, *named])
     expect(chosen, "E103", f"{file} has no column of numbers", "add at least one column with a measurement")
     names = table[named[0]] if named else table[column].map(lambda _: endpoint)
     frame = from_wide(table, column, names, chosen)
@@ -209,20 +210,21 @@ def files_of(
     expect(len(found) <= 10_000, "E104", f"{root} holds {len(found)} tables", "check fewer than 10 000 at once")
     return ((p, _stem(p, root)) for p in found)
 
-# %% ../../nbs/ocad/20_series.ipynb #2c63ec08
+# %% ../../nbs/ocad/20_series.ipynb #62ba7130
 def read_series(
     data: str | Path,  # A CSV or Parquet file, or a folder of them
     endpoint_column: str = "endpoint",  # The column of endpoints
     time: str | None = None,  # The column of times
     metrics: Sequence[str] = (),  # The columns of measurements
     keep: Sequence[str] = (),  # Columns that are carried along as text where a file has them
+    missing: bool = False,  # Pass over columns of measurements that a file has not?
 ) -> "tuple[pd.DataFrame, Counter[str]]":  # timestamp, endpoint, usable, metrics, kept columns; time-outs of each metric
     "Read measurements from a file or folder, in input order."
     pd, frames, silent, passed = need("pandas", "core-ml"), [], Counter[str](), []
     alone = Path(data).is_file()
     for path, endpoint in files_of(data):
         try:
-            frame, timeouts = read_file(path, endpoint, endpoint_column, time, metrics, keep)
+            frame, timeouts = read_file(path, endpoint, endpoint_column, time, metrics, keep, missing)
         except SuiteError as e:
             if alone or e.code not in ("E103", "E104"):
                 raise

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..core.config import flatten, load_yaml, nearest
+from ..core.config import load_yaml, nearest
 from ..core.errors import SuiteError, expect
 
-# %% ../../nbs/ocad/26_settings.ipynb #ed59786c
+# %% ../../nbs/ocad/26_settings.ipynb #65f043f9
 DEFAULTS: dict[str, Any] = {
-    "target_far": 3e-4,  # Share of false alarms among normal samples
+    "target_far": 1e-4,  # Share of false alarms among normal samples
     "pace": 0.05,  # How fast an endpoint's own threshold moves, nats a day; 0 keeps it
     "brief": 3,  # Alarms of fewer samples count as false for that
     "baseline": {"level_s": 21600.0, "memory_s": 259200.0, "gate": 1.3, "relearn_s": 43200.0},
@@ -49,7 +49,11 @@ def _laid(base: dict[str, Any], new: Mapping[str, Any], at: str = "") -> None:
         else:
             number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e12
             expect(number, "E301", f"setting '{name}' is {value!r}", "give a number")
-            base[key] = type(base[key])(value) if key in base and value == type(base[key])(value) else value
+            whole = isinstance(base.get(key), int)
+            least = 0 if at in ("", "alerts.", "weights.") else 1 if whole else 1e-9
+            known = f"a {'whole ' * whole}number, {least:g} or more"
+            expect(value >= least and (not whole or value == int(value)), "E301", f"setting '{name}' is {value}", f"give {known}")
+            base[key] = int(value) if whole else float(value)
 
 
 def settings_from(
@@ -59,5 +63,5 @@ def settings_from(
     found = defaults()
     if config is not None:
         _laid(found, config if isinstance(config, Mapping) else load_yaml(config))
-    expect(0 < found["target_far"] < 0.5, "E301", f"target_far is {found['target_far']}", "give a share such as 0.0003")
+    expect(0 < found["target_far"] < 0.5, "E301", f"target_far is {found['target_far']}", "give a share such as 0.0001")
     return found

@@ -51,7 +51,7 @@ MAX_ENDPOINTS = 20_000  # Endpoints whose state is kept
 CLOCK_BACK = 86_400.0  # Further back than this, s, a clock was put right
 CLOCK_SAMPLES = 10  # So many samples in a row show it
 
-
+# %% ../../nbs/ocad/140_stream.ipynb #baa83168
 class OcadStream:
     "A model and its alert book, fed sample by sample; every endpoint has its own state."
 
@@ -60,13 +60,13 @@ class OcadStream:
         model: Any,  # metrics, version, parts, start(endpoint), update(state, second, values): what `load_model` gives
         book: AlertBook | None = None,  # One for this model when not given
         max_endpoints: int = MAX_ENDPOINTS,  # Endpoints kept; the one silent for longest is forgotten first
-        signed: Sequence[str] = (),  # Metrics in which negative numbers are measurements
+        signed: Sequence[str] = (),  # Metrics in which negative numbers are measurements; those of the training when not given
         alerts: Mapping[str, Any] | None = None,  # Settings of the book that is made when none is given
     ):
         expect(max_endpoints >= 1, "E301", f"max_endpoints is {max_endpoints}", "keep at least one endpoint")
         self.book = book or AlertBook(alerts, version=model.version, metrics=model.metrics, parts=model.parts)
         self.model, self.max_endpoints = model, max_endpoints
-        self.signed = frozenset(signed)
+        self.signed = frozenset(signed or getattr(model, "facts", {}).get("signed", ()))
         self.seats: dict[str, dict[str, Any]] = {}  # endpoint -> last (s), back (samples), before (s), state
         self.counts: Counter[str] = Counter()
         self.latency = Latency()
@@ -116,7 +116,7 @@ class OcadStream:
 
     def _forget(self, name: str, why: str) -> None:
         del self.seats[name]
-        self.book._of.pop(name, None)
+        self.book.forget(name)
         self.counts[why] += 1
 
 # %% ../../nbs/ocad/140_stream.ipynb #0dc3a1d4

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..core.errors import SuiteError, expect, need
+from ..core.errors import expect, need
 from .series import read_series, summary, tidy
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def traces_of(
                    None if kind is None else kind[c]) for c in cuts]
     return sorted(found, key=lambda trace: order[trace.endpoint])
 
-# %% ../../nbs/ocad/22_traces.ipynb #fcd2dbb6
+# %% ../../nbs/ocad/22_traces.ipynb #ee4ed3a8
 def read_traces(
     data: str | Path,  # A CSV or Parquet file, or a folder of them
     metrics: Sequence[str] | None = None,  # Columns of measurements; all numeric columns when not given
@@ -101,8 +101,8 @@ def read_traces(
     missing: bool = False,  # Accept a table without some of the metrics? They are then NaN.
 ) -> tuple[list[Trace], tuple[str, ...], dict[str, Any], "pd.DataFrame"]:  # Traces, metrics, counts, the rows as read
     "Read measurements as traces; E104 when no row is usable."
-    wanted = list(metrics or ())
-    frame, timeouts = read_series(data, endpoint_column, time_column, () if missing else wanted, ("label", "kind"))
+    wanted = list(dict.fromkeys(metrics or ()))
+    frame, timeouts = read_series(data, endpoint_column, time_column, wanted, ("label", "kind"), missing)
     kept = frame[[c for c in ("label", "kind") if c in frame]]
     frame = frame.drop(columns=kept.columns)
     for metric in (m for m in wanted if m not in frame):
