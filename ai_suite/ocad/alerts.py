@@ -330,11 +330,15 @@ def _record(book: _Book, m: _Memory) -> dict[str, Any]:
     a, e = m.alert, m.alert["evidence"]
     metric = a["metrics"][0] if a["metrics"] else ""
     before, after, plot = _course(m, book.metrics.get(metric, -1), m.begun, averaged(metric))
+    if e.get("of") == metric and before is None:
+        before, plot = e["before"], e["plot"]
+    e |= {"of": metric, "before": before, "plot": plot}
     seen = e["detectors"]
     words = reasons(a["kind"], metric, m.begun, before, after, seen, e["group"]["count"] if e["group"] else 1)
     found = {"detector": max(seen, key=seen.__getitem__) if seen else "", "metric": metric, "onset": a["start"],
              "before": before, "after": after, "reason": words, "plot": plot}
-    copy: dict[str, Any] = json.loads(json.dumps({**a, "evidence": {**e, **found}}))
+    said = {k: v for k, v in {**e, **found}.items() if k != "of"}
+    copy: dict[str, Any] = json.loads(json.dumps({**a, "evidence": said}))
     return copy
 
 

@@ -70,7 +70,7 @@ SENTENCES = {  # Kind → what happened to the metric, English and Korean
     "": ("unusual since {at}", "{at}부터 평소와 다릅니다"),
 }
 DETECTORS = {"rule": ("rules", "규칙"), "changepoint": ("change point", "변화점"), "residual": ("forecast residual", "예측 잔차"),
-             "multivariate": ("multivariate", "다변량")}  # Field of a verdict → name, English and Korean
+             "multivariate": ("all metrics together", "모든 지표의 종합")}  # Field of a verdict → name, English and Korean
 
 # %% ../../nbs/ocad/88_evidence.ipynb #9f15ce49
 def _amount(value: float, metric: str) -> str:
@@ -88,7 +88,8 @@ def averaged(
 def _change(before: float | None, after: float | None, metric: str) -> tuple[str, str]:
     if before is None or after is None:
         return "", ""
-    percent = f", {(after - before) / abs(before):+.0%}".replace("-", "−").replace("%", " %") if before else ""
+    share = (after - before) / abs(before) if before and not averaged(metric) else 0.0
+    percent = f", {share:+.0%}".replace("-", "−").replace("%", " %") if 0.005 <= abs(share) < 10 else ""
     a, b = _amount(before, metric), _amount(after, metric)
     middle = ("mean", "평균") if averaged(metric) else ("median", "중앙값")
     return f" ({middle[0]} before {a}, since then {b}{percent})", f" (이전 {middle[1]} {a}, 이후 {b}{percent})"
