@@ -36,7 +36,7 @@ class Ocad:
     known: np.ndarray  # (Q, K) tails of all statistics, that of the filter last
     weights: np.ndarray  # (D,) of the detectors
     threshold: float = 4.0  # Nats
-    target: float = 1e-4  # Share of false alarms among normal samples
+    target: float = 3e-5  # Share of false alarms among normal samples
     pace: float = 0.05  # How fast an endpoint's own threshold moves, nats a day
     brief: int = 3  # Alarms of fewer samples count as false
     version: str = "v2.0.0"

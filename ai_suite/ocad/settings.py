@@ -14,9 +14,9 @@ from typing import Any
 from ..core.config import load_yaml, nearest
 from ..core.errors import SuiteError, expect
 
-# %% ../../nbs/ocad/26_settings.ipynb #65f043f9
+# %% ../../nbs/ocad/26_settings.ipynb #5728dec6
 DEFAULTS: dict[str, Any] = {
-    "target_far": 1e-4,  # Share of false alarms among normal samples
+    "target_far": 3e-5,  # Share of false alarms among normal samples
     "pace": 0.05,  # How fast an endpoint's own threshold moves, nats a day; 0 keeps it
     "brief": 3,  # Alarms of fewer samples count as false for that
     "baseline": {"level_s": 21600.0, "memory_s": 259200.0, "gate": 1.3, "relearn_s": 43200.0},
@@ -63,5 +63,5 @@ def settings_from(
     found = defaults()
     if config is not None:
         _laid(found, config if isinstance(config, Mapping) else load_yaml(config))
-    expect(0 < found["target_far"] < 0.5, "E301", f"target_far is {found['target_far']}", "give a share such as 0.0001")
+    expect(0 < found["target_far"] < 0.5, "E301", f"target_far is {found['target_far']}", "give a share such as 0.00003")
     return found
