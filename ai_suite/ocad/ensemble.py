@@ -18,7 +18,7 @@ from ..core.errors import expect, need
 from .baseline import Baseline
 from .changepoint import KINDS as CHANGES
 from .composite import FAMILIES, FAMILY_OF, MEMORY, Verdict, certainty, decide, evidence, of_detectors
-from .composite import of_families, surprise
+from .composite import of_families, reliance, surprise
 from .states import States, described, follow
 from .traces import Trace
 
@@ -66,7 +66,8 @@ class Ocad:
         "Fresh memory of one endpoint: flat arrays; an endpoint of the training starts with what was learned about it."
         m = len(self.metrics)
         own = {name: found.start(m) for name, found in self.detectors.items()}
-        return {"baseline": self.baseline.start(endpoint), "states": self.states.start(), "decide": np.zeros(MEMORY), **own}
+        return {"baseline": self.baseline.start(endpoint), "states": self.states.start(), "decide": np.zeros(MEMORY),
+                "reliance": np.zeros(2 * len(self.detectors)), **own}
 
     @cached_property
     def _meanings(self) -> list[tuple[str, list[str], bool]]:
@@ -105,6 +106,7 @@ class Found(NamedTuple):
     where: np.ndarray  # (n, K) the metric that says most, for each statistic
     surprised: np.ndarray  # (n, D) nats, the filter last
     which: np.ndarray  # (n, D) the statistic that says it
+    relied: np.ndarray  # (n, D - 1) how much each detector is relied on here, 0 to 1
     e: np.ndarray  # (n,) evidence, nats
     on: np.ndarray  # (n,) bool
     score: np.ndarray  # (n,) 0 to 1
@@ -153,10 +155,11 @@ def ask(
     z = np.ascontiguousarray(usual[:, :, 0])
     best, where = statistics(model, memory, seconds, values, z, filtered[:, 0], whole)
     surprised, which = of_detectors(surprise(best, model.known), model.owner, len(model.parts))
-    e = evidence(surprised[:, :-1], filtered[:, 0], model.weights)
+    relied = reliance(memory["reliance"], surprised[:, :-1], filtered[:, 0])
+    e = evidence(surprised[:, :-1], filtered[:, 0], model.weights * relied)
     e = np.where(np.isnan(values).all(1), np.nan, e)
     on, line = decide(memory["decide"], seconds, e, model.threshold, model.target, model.pace, model.brief)
-    return Found(usual, filtered, where, surprised, which, e, on, 1.0 / (1.0 + np.exp(line - e)))
+    return Found(usual, filtered, where, surprised, which, relied, e, on, 1.0 / (1.0 + np.exp(line - e)))
 
 # %% ../../nbs/ocad/83_ensemble.ipynb #f96ac5bd
 RULE_KINDS = {"limit": "limit", "threshold": "spike", "rate": "spike", "loss": "loss"}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['READERS', 'calibrated', 'fit', 'composite_files', 'save_model', 'load_model', 'train', 'optimize_weights']
 
-# %% ../../nbs/ocad/85_model.ipynb #cd7f21ae
+# %% ../../nbs/ocad/85_model.ipynb #531c9caf
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from ..core.errors import SuiteError, expect, need
 from ..core.runs import add_part, data_hash, load_tensors, read_run, run_file, save_tensors, tensors_config
 from .baseline import WIDTH, Baseline, H, fit_baseline
 from .changepoint import ChangePoint
-from .composite import _HEIGHTS, evidence, of_detectors, surprise, tails, threshold_for
+from .composite import _HEIGHTS, evidence, of_detectors, reliance, surprise, tails, threshold_for
 from .ensemble import Ocad, statistics
 from .forecast import files_of_tcn, net_of, tcns_of
 from .iforest import SKOPS, Forest, _plain, grow, load_iforest, training_rows
@@ -64,7 +64,8 @@ def calibrated(
     blocks = []
     for trace, r, c in zip(traces, rows, calm, strict=True):
         surprised, _ = of_detectors(surprise(r, known), new.owner, len(new.parts))
-        e = evidence(surprised[:, :-1], r[:, -1], new.weights)
+        relied = reliance(np.zeros(2 * len(new.detectors)), surprised[:, :-1], r[:, -1])
+        e = evidence(surprised[:, :-1], r[:, -1], new.weights * relied)
         day = np.floor(trace.seconds / 86400)
         blocks += [e[c & (day == d)] for d in np.unique(day) if (c & (day == d)).sum() > 30]
     threshold, rates = threshold_for(blocks or [np.full(30, -12.0)], target)

@@ -57,7 +57,7 @@ def flagged(
     weights: np.ndarray,  # (D,) of the detectors
 ) -> list[tuple[float, float]]:  # Alarms as intervals, s
     "The alarms of an endpoint with other weights."
-    e = evidence(row.found.surprised[:, :-1], row.found.states[:, 0], weights)
+    e = evidence(row.found.surprised[:, :-1], row.found.states[:, 0], weights * row.found.relied)
     on, _ = decide(np.zeros(MEMORY), row.trace.seconds, e, model.threshold, model.target, model.pace, model.brief)
     seconds = np.append(row.trace.seconds, row.trace.seconds[-1] + 60)
     return [(seconds[a], seconds[b]) for a, b in intervals_of(on)]
