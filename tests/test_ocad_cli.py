@@ -271,3 +271,23 @@ def test_a_stream_raises_the_alerts_of_an_inference(run: Path, tmp_path: Path) -
     lines = "".join(json.dumps({k: None if v != v else v for k, v in row.items()}) + "\n" for row in rows)
     typed_in = typed("stream", "--model", run, input=lines)
     assert typed_in.returncode == 0 and opened(typed_in.stdout) == wanted, typed_in.stderr
+
+
+ROOMS = {"simulate": "simulate:simulate", "prepare": "prepare:prepare", "train": "model:train", "train_tcn": "forecast:train_tcn",
+         "train_iforest": "iforest:train_iforest", "optimize_weights": "model:optimize_weights", "infer": "infer:infer",
+         "compare": "infer:compare", "report": "infer:report", "evaluate": "evaluate:evaluate_scores",
+         "to_onnx": "deploy:to_onnx",
+         "verify_onnx": "deploy:verify_onnx", "bench_onnx": "deploy:bench_onnx", "bench": "bench:bench", "stream": "kafka:stream"}
+
+
+@pytest.mark.parametrize("command", ROOMS)
+def test_a_command_takes_what_its_room_takes(command: str) -> None:
+    import importlib
+    import inspect
+
+    from ai_suite.ocad import cli
+
+    module, name = ROOMS[command].split(":")
+    work = getattr(importlib.import_module(f"ai_suite.ocad.{module}"), name)
+    flags, wanted = ({k: p.default for k, p in inspect.signature(f).parameters.items()} for f in (getattr(cli, command), work))
+    assert flags == wanted
