@@ -29,7 +29,7 @@ $(STAMP):
 	@$(PYTHON) tools/syslibs.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing into .venv: the first time takes minutes"
-	@$(PIP) install --quiet -e ".[behavior,ocad,dev]" -c constraints.txt $(QUIET)
+	@$(PIP) install --quiet -e ".[behavior,ocad,lens,dev]" -c constraints.txt $(QUIET)
 	@$(PIP) install --quiet --no-deps --require-hashes -r requirements-offline.txt $(QUIET)
 	@rm -f .venv/.env-*
 	@touch $@

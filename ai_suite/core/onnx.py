@@ -70,12 +70,12 @@ def read_onnx(
             data = f.read(MAX_ONNX + 1)
         expect(len(data) <= MAX_ONNX, "E200", f"{path.name} is larger than {MAX_ONNX >> 20} MB")
         model = onnx.load_model_from_string(data)
+        unsafe = problem(model)
     except SuiteError:
         raise
     except Exception as e:
         raise SuiteError("E200", f"{path.name} cannot be read as ONNX: {e}") from e
     expect(model.graph.node and model.graph.input, "E200", f"{path.name} holds no graph with an input")
-    unsafe = problem(model)
     expect(not unsafe, "E202", f"{path.name}: {unsafe}")
     return data, model
 
@@ -172,14 +172,13 @@ def session(
     except Exception as e:
         raise SuiteError("E200", f"{Path(path).name} cannot be loaded: {' '.join(str(e).split())[:200]}") from e
 
-# %% ../../nbs/core/155_onnx.ipynb #cfe63303
+# %% ../../nbs/core/155_onnx.ipynb #bbfc31b5
 def metadata_of(
     session: "InferenceSession",  # From `session`
 ) -> dict[str, Any]:  # What `export_onnx` was given
     "Labels, thresholds and whatever else lies in the file."
-    props = session.get_modelmeta().custom_metadata_map
     try:
-        return {k: json.loads(v) for k, v in props.items()}
+        return {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
     except (ValueError, RecursionError) as e:
         raise SuiteError("E200", f"the metadata of the model is not JSON: {e}", "export it with `export_onnx`") from e
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'Source', 'git_revision', 'environment', 'data_hash', 'inside', 'settle', 'staged', 'write_run',
-           'read_run', 'run_file', 'check_run', 'add_part', 'save_tensors', 'load_tensors', 'tensors_config', 'load_pt',
-           'save_pt']
+           'read_run', 'run_file', 'check_run', 'add_part', 'replace_files', 'save_tensors', 'load_tensors',
+           'tensors_config', 'load_pt', 'save_pt']
 
 # %% ../../nbs/core/50_runs.ipynb #fd821b82
 import csv
@@ -315,6 +315,20 @@ def add_part(
         part = {**plain(info), "created": _now(), "files": sorted(files)}
         run |= {"files": kept | _place(stage, files), "parts": parts | {name: part}}
         write_json(stage / "run.json", run)
+    return folder
+
+# %% ../../nbs/core/50_runs.ipynb #ff135920
+def replace_files(
+    folder: str | Path,  # A run folder
+    files: Mapping[str, Source],  # Name in the run to source; new names are added
+) -> Path:  # The run folder
+    "Change files of a run, all of them or none."
+    folder = Path(folder).resolve()
+    clash = set(files) & set(_RESERVED)
+    expect(not clash, "E120", f"{', '.join(sorted(clash))} is written by write_run", "choose other names")
+    with staged(folder) as stage:
+        run = read_run(folder)
+        write_json(stage / "run.json", run | {"files": run["files"] | _place(stage, files)})
     return folder
 
 # %% ../../nbs/core/50_runs.ipynb #fcf0e31f

@@ -191,23 +191,27 @@ def example_frames(
     expect(len(falls), "E104", "no test window shows a fall", "use --scale full")
     return write_json(folder / "frames.json", {"frames": np.asarray(X[falls[0]], float).round(5).tolist()})
 
-# %% ../../nbs/suite/10_demo.ipynb #429fcbd6
+# %% ../../nbs/suite/10_demo.ipynb #c42884b2
 def demo(
     folder: Path = Path("demo"),  # Where everything goes
     scale: Literal["full", "small"] | None = None,  # How much; DEMO_SCALE of the environment, else full
     seed: int = 0,  # Repeats data, split and training
     workers: int = 2,  # Processes for clips and poses
-    only: Literal["behavior", "ocad"] | None = None,  # Show one system; all when not given
-) -> dict[str, Any]:  # report, checkpoint, models, … of behavior; ocad: report, endpoints, models, …; seconds
-    "Make data, train behavior and ocad on them, test both, and write pages."
+    only: Literal["behavior", "ocad", "lens"] | None = None,  # Show one system; all when not given
+) -> dict[str, Any]:  # report, checkpoint, models, … of behavior; ocad and lens: report, models, …; seconds
+    "Make data, train behavior, ocad and lens on them, test all, and write pages."
     scale_name = scale or os.environ.get("DEMO_SCALE") or "full"
     expect(scale_name in SCALES, "E301", f"DEMO_SCALE is {scale_name}", "use full or small")
     expect(seed >= 0, "E301", f"seed is {seed}", "use 0 or more")
     began, told = time.perf_counter(), {}
-    if only != "ocad":
+    if only in (None, "behavior"):
         told = demo_behavior(folder, scale_name, seed, workers)
-    if only != "behavior":
+    if only in (None, "ocad"):
         from ai_suite.suite.demo_ocad import demo_ocad
 
         told["ocad"] = demo_ocad(folder / "ocad", scale_name, seed)
+    if only in (None, "lens"):
+        from ai_suite.suite.demo_lens import demo_lens
+
+        told["lens"] = demo_lens(folder / "lens", scale_name, seed)
     return {**told, "seconds": round(time.perf_counter() - began, 1)}
