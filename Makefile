@@ -34,7 +34,7 @@ $(STAMP):
 	@rm -f .venv/.env-*
 	@touch $@
 
-demo: env  ## train behavior and ocad on generated data and write their reports
+demo: env  ## train behavior, ocad and lens on generated data and write their reports
 	@ai-suite demo
 
 test: env check-export check-clean lint types notebooks pytest  ## everything that CI runs

@@ -13,7 +13,7 @@ from ai_suite.core.cache import file_hash
 from ai_suite.core.errors import SuiteError
 from ai_suite.lens.answers import KINDS, left_out, question, without
 from ai_suite.lens.bundle import load_bundle
-from ai_suite.lens.collect import exhibits_of, grouped
+from ai_suite.lens.collect import exhibits_of, strangers_of
 from ai_suite.lens.crossval import Learned, crossval, new_place
 from ai_suite.lens.data import layout
 from ai_suite.lens.evaluate import evaluate, examine, figures_of
@@ -21,6 +21,8 @@ from ai_suite.lens.gallery import score
 from ai_suite.lens.mistakes import matrix, worst
 from ai_suite.lens.report import report
 from ai_suite.lens.samples import write_samples
+from ai_suite.lens.shots import shots_of
+from ai_suite.lens.twins import finer
 
 ASKED = {"top1_place", "top3_place", "top1", "top3", "map", "reject_auroc", "eer", "fpr_at_95tpr", "ece"}
 
@@ -110,10 +112,43 @@ def test_bad_and_trained_photos_are_named(place, tmp_path, capsys):
     assert "1 of 34 photos" in text and "2 photos could not be read" in text and "elsewhere" in text
 
 
-def test_groups_follow_visits_or_looks():
-    assert len(set(grouped([""] * 4, ["a", "a", "b", "b"], [0, 1, 0, 2**60 - 1]))) == 3
-    days = [f"d{i % 6}" for i in range(12)]
-    assert grouped(days, ["a", "b"] * 6, [0] * 12).tolist() == days
+def test_groups_are_those_of_training(place, seen):
+    bundle, e = seen
+    shots = shots_of(place / "data")
+    assert dict(zip(shots.paths, shots.groups, strict=True)) == dict(zip(e.photos.paths, e.photos.groups, strict=True))
+    assert e.photos.visits and all(" · 방문 " in g for g in e.photos.groups) and len(set(e.photos.groups)) == 12
+
+
+def test_metadata_of_a_place_counts_too(place, seen, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(place / "data", root)
+    told = json.loads((root / "metadata.json").read_text())["photos"]
+    (root / "metadata.json").unlink()
+    for home in root.iterdir():
+        own = {k.partition("/")[2]: v for k, v in told.items() if k.startswith(home.name + "/")}
+        (home / "metadata.json").write_text(json.dumps({"photos": own}))
+    photos, _ = exhibits_of(seen[0], root)
+    assert photos.visits and photos.groups.tolist() == seen[1].photos.groups.tolist()
+
+
+def test_six_visits_are_enough():
+    days = np.array([f"d{i % 6}" for i in range(12)])
+    assert finer(days, ["a", "b"] * 6).tolist() == days.tolist()
+    assert len(set(finer(np.array(["d0", "d1"] * 4), ["a"] * 4 + ["b"] * 4))) == 4
+
+
+def test_photos_that_cannot_be_read_are_listed(place, seen, tmp_path):
+    shutil.copytree(place / "ood", tmp_path / "ood")
+    files = sorted((tmp_path / "ood").rglob("*.jpg"))
+    files[3].write_bytes(b"no photo")
+    photos = strangers_of(seen[0], tmp_path / "ood")
+    assert [e["image"] for e in photos.errors] == [files[3].relative_to(tmp_path / "ood").as_posix()]
+    assert photos.paths == [f for f in files if f != files[3]] and np.isfinite(photos.embeddings).all()
+    for f in files:
+        f.write_bytes(b"")
+    photos = strangers_of(seen[0], tmp_path / "ood")
+    assert not photos.paths and len(photos.errors) == len(files)
+    assert photos.embeddings.shape == (0, seen[1].photos.embeddings.shape[1])
 
 
 def learner(bundle):

@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['Heads', 'LensNet', 'model_id', 'rebuilt', 'parameter_groups']
 
-# %% ../../nbs/lens/30_model.ipynb #eb1f42d8
+# %% ../../nbs/lens/30_model.ipynb #dc026cdd
 import hashlib
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.config import plain
 from ..core.errors import SuiteError, expect
 from ..image.encoder import Spec, build, prepared
 

@@ -112,8 +112,8 @@ def _require_sense(given: dict[str, Any]) -> None:
     expect(fits, "E301", f"export_opset is {given['export_opset']}", "use 18 to 23")
 
 # %% ../../nbs/lens/50_train.ipynb #49800c24
-OUTSIDE = ("data_root", "save_dir", "place", "background", "reject_threshold", "reject_min_top1_margin", "export_onnx", "export_opset",
-           "model_version", "device", "resume")  # What the command takes beside the settings of `learn`
+OUTSIDE = ("data_root", "save_dir", "place", "background", "reject_threshold", "reject_min_top1_margin", "export_onnx",
+           "export_opset", "model_version", "device", "resume")  # What the command takes beside the settings of `learn`
 
 
 def train(
@@ -156,7 +156,7 @@ def train(
     seed: int = 42,  # Repeats the training exactly
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",  # Where to compute
     resume: bool = False,  # Go on with an interrupted training in save_dir
-) -> dict[str, Any]:  # run, mode, epoch, top1_place, reject_auroc, thresholds, realised_far, seconds, onnx
+) -> dict[str, Any]:  # run, mode, epoch, photos, top1_place, top1, reject_auroc, ece, thresholds, tuning, seconds, onnx
     "Train a model of the exhibits in a folder of photos."
     given = dict(locals())
     from ai_suite.lens.learn import learn
