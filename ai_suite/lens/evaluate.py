@@ -13,7 +13,7 @@ from unicodedata import normalize
 
 import numpy as np
 
-from ..core.cache import write_json, write_text
+from ..core.cache import write_json, write_text, writing
 from ..core.cli import say
 from ..core.config import plain
 from ..core.errors import expect
@@ -55,11 +55,15 @@ def examine(
     kfold: int = 0,  # Ask so many models, each trained without the photos it is asked about; 0 asks this model
     seed: int = 0,  # Draws places and folds
     reject_threshold: float | None = None,  # Stands in for the T of the model
+    skip_trained: bool = False,  # Leave out photos that the model was trained on?
 ) -> Examined:  # Photos and answers
     "Read photos and ask about them."
     expect(kfold == 0 or kfold >= 2, "E301", f"kfold is {kfold}", "give 2 or more, or 0 for the model as it is")
     photos, skipped = exhibits_of(bundle, data_root)
     expect(len(photos.paths), "E104", f"none of the photos in {Path(data_root).name} can be read")
+    if skip_trained:
+        photos = photos.take(~photos.trained)
+        expect(len(photos.paths), "E110", f"the model was trained on every photo of {Path(data_root).name}", "give other photos")
     strange = strangers_of(bundle, ood) if ood else None
     if kfold:
         found = crossval(photos, kfold, _trainer(bundle, seed), strange, seed, reject_threshold)
@@ -158,11 +162,18 @@ def evaluate(
     holdout: list[str] | None = None,  # Places to leave out of training and enrol from 5 photos
     output: str | None = None,  # Folder for metrics.json and answers.csv
     reject_threshold: float | None = None,  # Stands in for the T of the model, 0 to 1
+    skip_trained: bool = False,  # Leave out photos that the model was trained on?
     seed: int = 0,  # Of folds, draws and training
 ) -> dict[str, Any]:  # top1_place, top3_place, top1, top3, map, reject_auroc, eer, fpr_at_95tpr, ece, intervals, per_place, …
     "Measure a model on photos; with `kfold` or `holdout`, the method on photos that a model has not seen."
+    expect(0 <= seed < 2**32, "E301", f"--seed is {seed}", "use a number from 0 to 4294967295")
     bundle = load_bundle(model)
-    e = examine(bundle, data_root, ood, kfold, seed, reject_threshold)
+    for name in dict.fromkeys(normalize("NFC", p) for p in holdout or []):
+        bundle.gallery.of(name)
+    if output:
+        with writing(Path(output)):
+            Path(output).mkdir(parents=True, exist_ok=True)
+    e = examine(bundle, data_root, ood, kfold, seed, reject_threshold, skip_trained)
     found = plain(figures_of(e, bundle, seed))
     found["holdout"] = plain(_new_places(bundle, e, holdout or [], seed, reject_threshold))
     for sentence in found["warnings"]:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.cache import atomic_path, write_bytes
+from ..core.cache import atomic_path, write_bytes, writing
 from ..core.config import plain
 from ..core.errors import SuiteError, expect, need
 from ..core.onnx import clean_copy, quiet, read_onnx
@@ -188,6 +188,7 @@ def export_model(
 ) -> dict[str, Any]:  # ckpt, model_id, version, photos, and for each kind: path, bytes, parity
     "Write a model for use elsewhere; every file is compared with the network on 200 photos."
     source_file = checkpoint_of(ckpt)
+    expect(7 <= opset <= OPSETS[1], "E301", f"opset is {opset}", f"use {OPSETS[0]} to {OPSETS[1]}")
     _check_wishes(source_file.parent, onnx, torchscript, ort, coreml, int8, data_root)
     bundle = load_bundle(source_file)
     net, facts = load_net(bundle.path)
@@ -218,6 +219,8 @@ def _check_wishes(home: Path, onnx: str | None, torchscript: str | None, ort: st
         expect(fits, "E301", f"{path.name} does not end in {' or '.join(endings)}", f"call it {path.stem}{endings[0]}")
         other = (path.parent / "run.json").is_file() and path.parent.resolve() != home.resolve()
         expect(not other, "E120", f"{path.parent} is the folder of another training", "choose another folder")
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
     expect(not int8 or onnx, "E301", "int8 is written beside the .onnx file", "give --onnx FILE")
     expect(not int8 or data_root, "E301", "int8 has to be measured on labelled photos", "give --data-root")
 

@@ -281,12 +281,13 @@ def report(
     output: str | None = None,  # Folder for report.html and report.json, or the name of the page; beside the model by default
     umap: bool = False,  # Draw the map of the embeddings with UMAP?
     reject_threshold: float | None = None,  # Stands in for the T of the model, 0 to 1
+    skip_trained: bool = False,  # Leave out photos that the model was trained on?
     seed: int = 0,  # Of draws and map
 ) -> dict[str, Any]:  # report, json: paths; and top1_place, correct_accept, wrong_accept, false_accept, reject_auroc
     "Write the page about a model."
     bundle = load_bundle(model)
     expect(not (ood and not data_root), "E301", "--ood without --data-root", "give --data-root, too")
-    e = examine(bundle, data_root, ood, 0, seed, reject_threshold) if data_root else None
+    e = examine(bundle, data_root, ood, 0, seed, reject_threshold, skip_trained) if data_root else None
     figures = plain(figures_of(e, bundle, seed)) if e else None
     for sentence in (figures or {}).get("warnings", ()):
         say(f"note: {sentence}")

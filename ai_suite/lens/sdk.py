@@ -364,7 +364,7 @@ class Lens:
         self.infer(place=self.places()[0], image_path=grey, reject_threshold=1.)
         return self
 
-# %% ../../nbs/lens/100_sdk.ipynb #3c3c3f92
+# %% ../../nbs/lens/100_sdk.ipynb #1ad72218
 def infer(
     *,
     model: str,  # A run folder, or a .ckpt, .pt or .onnx file
@@ -377,5 +377,9 @@ def infer(
     pretty: bool = False,  # Indent the JSON?
 ) -> dict[str, Any]:  # place, predictions, decision; then selected_item and confidence, or message and hints
     "Say which exhibit of a place a photo shows, or ask for another photo."
-    asked = Lens(model, index, lang).infer(place=place, image_path=image, reject_threshold=reject_threshold, topk=topk)
+    lens = Lens(model, index, lang)
+    there = ", ".join(lens.model.scorers)
+    expect(not index or normalize("NFC", place) in lens.model.scorers, "E203", f"the index is one of {there}, not of {place}",
+           f"ai-lens build-index --place {place} …")
+    asked = lens.infer(place=place, image_path=image, reject_threshold=reject_threshold, topk=topk)
     return asked.as_dict()

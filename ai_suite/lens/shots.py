@@ -100,8 +100,11 @@ def divided(
         groups[rows] = [f"{groups[r]} {r}" for r in rows]
     if lone:
         say(f"note: the photos of {len(lone)} exhibits come from one visit each, and are divided one by one")
-    train, valid = group_split(groups.astype(str), shots.item, (1 - valid_ratio, valid_ratio), seed)
-    return _mended(shots, train, valid)
+    train, valid = _mended(shots, *group_split(groups.astype(str), shots.item, (1 - valid_ratio, valid_ratio), seed))
+    share = len(valid) / len(shots.item)
+    if share > 1.5 * valid_ratio:
+        say(f"note: {share:.0%} of the photos are put aside, because visits are not taken apart; photos of more visits help")
+    return train, valid
 
 
 def _mended(shots: Shots, train: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

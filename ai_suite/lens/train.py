@@ -65,8 +65,8 @@ def write_lesson(
 
     config, best = _config(lesson, shots), lesson.models["top1"]
     figures = judged(best, shots, lesson.valid)
-    held = {"embeddings": best.embeddings[lesson.valid], "item": shots.item[lesson.valid]}
-    about = {"groups": shots.groups[lesson.valid].tolist(), "items": shots.items}
+    held: dict[str, Any] = {"embeddings": best.held.embeddings, "item": best.held.item}
+    about = {"groups": best.held.groups.tolist(), "items": shots.items}
     kept = {"best.ckpt": best, "best_auroc_reject.ckpt": lesson.models["auroc_reject"], "last.pt": lesson.models["last"]}
     write = lambda m, p: save_model(p, m.net, m.gallery, config, version)
     files: dict[str, Any] = {name: partial(write, m) for name, m in kept.items()}
@@ -156,7 +156,7 @@ def train(
     seed: int = 42,  # Repeats the training exactly
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",  # Where to compute
     resume: bool = False,  # Go on with an interrupted training in save_dir
-) -> dict[str, Any]:  # run, mode, epoch, photos, top1_place, top1, reject_auroc, ece, thresholds, tuning, seconds, onnx
+) -> dict[str, Any]:  # run, mode, epoch, photos, top1_place, top1, reject_auroc, ece, thresholds, tuning, seconds, onnx, report
     "Train a model of the exhibits in a folder of photos."
     given = dict(locals())
     from ai_suite.lens.learn import learn
@@ -170,7 +170,8 @@ def train(
         lesson = learn(shots, settings, background=strange, path=folder / "last.pt", resume=resume, device=where)
         lesson = _adopted(lesson, reject_threshold, reject_min_top1_margin)
         figures = write_lesson(folder, lesson, shots, model_version)
-        return _summary(folder, lesson, figures) | (_exported(folder, export_opset) if export_onnx else {})
+        told = _summary(folder, lesson, figures) | (_exported(folder, export_opset) if export_onnx else {})
+        return told | _page(folder, data_root)
 
 
 train.__aliases__ = {"embedding_dim": "embedding"}  # type: ignore[attr-defined]
@@ -181,6 +182,13 @@ def _summary(folder: Path, lesson: "Lesson", figures: dict[str, Any]) -> dict[st
     return {"run": str(folder), "mode": lesson.settings["mode"], "epoch": best.epoch, "photos": photos,
             **{k: figures[k] for k in ("top1_place", "top1", "reject_auroc", "ece")}, "thresholds": best.gallery.thresholds,
             "tuning": best.rows[0], "seconds": lesson.seconds}
+
+
+def _page(folder: Path, data_root: str) -> dict[str, Any]:
+    from ai_suite.lens.report import report
+
+    told = report(model=str(folder / "best.ckpt"), data_root=data_root, skip_trained=True)
+    return {"report": told["report"]}
 
 
 def _exported(folder: Path, opset: int) -> dict[str, Any]:

@@ -230,9 +230,10 @@ def tune_command(
     given = used.embeddings, used.item, used.groups
     gallery = bundle.gallery if place else calibrate(bundle.gallery, *given, strangers)
     gallery, rows = tune(gallery, *given, target_far=target_far, background=strangers, place=place)
+    told = _told(gallery, rows, _questions_of(gallery, used, strangers, rows), used, target_far, output)
     save_gallery(model, gallery, bundle.model_id)
     say(f"thresholds written into {Path(model).name}")
-    return _told(gallery, rows, _questions_of(gallery, used, strangers, rows), used, target_far, output)
+    return told
 
 
 def _questions_of(gallery: Gallery, used: Validation, strangers: np.ndarray | None, rows: list[dict[str, Any]]) -> Trials:
