@@ -243,7 +243,25 @@ def test_the_model_knows_what_it_was_trained_on(rooms, finetuned):
     assert set(config["train_hashes"]) < hashes and len(config["train_hashes"]) == len(set(config["train_hashes"]))
     told, err = shell("evaluate", "--model", finetuned, "--data-root", rooms / "data")
     assert told["counts"]["trained_on"] == len(config["train_hashes"]) and "photos are ones that the model was trained on" in err
-    assert config["photos"] == len(hashes)
+    assert config["photos"] == len(hashes) and not set(config["valid_hashes"]) & set(config["train_hashes"])
+    assert f"were chosen on {len(set(config['valid_hashes']))} of" in err
+
+
+@pytest.mark.parametrize("mode", ["frozen", "finetune"])
+def test_tuning_again_finds_what_training_found(rooms, tmp_path, mode):
+    trained, _ = train(rooms / "data", tmp_path / "run", *TINY, "--mode", mode, "--epochs", 2)
+    again, _ = shell("tune", "--model", tmp_path / "run")
+    assert (again["thresholds"], again["rows"][0]) == (trained["thresholds"], trained["tuning"])
+    assert again["photos"] == trained["photos"][1] == again["rows"][0]["photos"] and "ood" in again["rows"][0]
+
+
+def test_a_frozen_backbone_tells_of_two_levels(rooms, tmp_path):
+    words = "--mode", "frozen", "--epochs", 1, "--backbone-weights", "random", "--img-size", 64, "--embedding", 32
+    for backbone, kept in (("resnet18", True), ("vit_tiny_patch16_224", False)):
+        train(rooms / "data", tmp_path / backbone, "--backbone", backbone, *words, "--export-onnx")
+        spec = load_bundle(tmp_path / backbone).config["spec"]
+        assert (spec["levels"], spec["features"]) == (kept, 256 + 512 if kept else 192)
+        assert load_bundle(tmp_path / backbone / "best.onnx").config["spec"] == spec
 
 
 def test_nothing_in_the_run_tells_where_the_photos_lay(rooms, finetuned):
@@ -413,3 +431,11 @@ def test_one_place_with_one_exhibit_can_refuse(rooms, tmp_path):
         lines = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
         assert all(len(line["predictions"]) == 1 for line in lines)
     assert share["own"] > 0.6 and share["strange"] < 0.2, share
+
+
+@pytest.mark.parametrize("mode", ["frozen", "finetune"])
+def test_a_cache_that_cannot_be_written_says_how_to_move_it(rooms, tmp_path, monkeypatch, mode):
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("AI_SUITE_CACHE", str(tmp_path / "file" / "below"))
+    _, told = train(rooms / "data", tmp_path / "run", *TINY, "--mode", mode, "--epochs", 1, code=2)
+    assert "E120" in told and "AI_SUITE_CACHE" in told

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['sha256_of', 'file_hash', 'key_of', 'writing', 'flush_to_disk', 'atomic_path', 'write_bytes', 'write_text',
-           'write_json', 'locked', 'save_arrays', 'load_arrays', 'cache_dir', 'Store']
+           'write_json', 'locked', 'save_arrays', 'load_arrays', 'cache_dir', 'keeping', 'Store']
 
 # %% ../../nbs/core/40_cache.ipynb #485d928e
 import errno
@@ -218,7 +218,17 @@ def cache_dir() -> Path:  # Not made until something is stored
 
     return Path(os.environ.get("AI_SUITE_CACHE") or user_cache_dir("ai_suite", appauthor=False)).expanduser()
 
-# %% ../../nbs/core/40_cache.ipynb #e49544eb
+# %% ../../nbs/core/40_cache.ipynb #3b87b12b
+@contextmanager
+def keeping() -> Iterator[None]:
+    "Say how the cache is moved when nothing can be written into it."
+    try:
+        yield
+    except SuiteError as e:
+        fix = "set AI_SUITE_CACHE to a writable folder with free space" if e.code == "E120" else e.fix
+        raise SuiteError(e.code, e.what, fix) from e
+
+
 class Store:
     "Results on disk by key: atomic, locked per key, damage-proof."
 
@@ -260,7 +270,9 @@ class Store:
             with locked(self.root / "locks" / f"{key}.lock"):
                 found = load_arrays(self.get(key, ".npz"))
                 if found is None:
-                    save_arrays(self.path(key, ".npz"), found := make())
+                    found = make()
+                    with keeping():
+                        save_arrays(self.path(key, ".npz"), found)
         return found
 
     def prune(

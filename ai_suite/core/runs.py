@@ -365,7 +365,7 @@ def tensors_config(
     except (OSError, ValueError, safetensors.SafetensorError) as e:
         raise SuiteError("E200", f"{path} cannot be loaded: {e}") from e
 
-# %% ../../nbs/core/50_runs.ipynb #4caf4a9c
+# %% ../../nbs/core/50_runs.ipynb #225488ee
 def _read_pt(source: Any, name: str) -> Any:
     torch = need("torch", "core-ml")
     import pickle
@@ -378,7 +378,8 @@ def _read_pt(source: Any, name: str) -> Any:
         reason = str(e).split("WeightsUnpickler error:")[-1].strip().split("\n")[0].split(" was not")[0]
         raise SuiteError("E202", f"{name} holds more than plain tensors: {reason[:120]}") from e
     except Exception as e:
-        raise SuiteError("E200", f"{name} is no PyTorch file: {' '.join(str(e).split())[:120]}") from e
+        reason = f": {' '.join(str(e).split())[:120]}" if isinstance(e, RuntimeError) else ""
+        raise SuiteError("E200", f"{name} is no PyTorch file{reason}") from e
 
 # %% ../../nbs/core/50_runs.ipynb #95ecc03f
 def load_pt(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..core.cache import Store, cache_dir, file_hash, key_of, load_arrays, save_arrays
+from ..core.cache import Store, cache_dir, file_hash, keeping, key_of, load_arrays, save_arrays
 from ..core.cli import progress
 from ..core.config import nearest
 from ..core.errors import SuiteError, expect, need
@@ -41,6 +41,7 @@ class Spec(NamedTuple):
     std: tuple[float, ...]  # Of each colour, divided by
     features: int  # Numbers that come out
     weights: str  # Where the weights came from; "random" when asked for
+    levels: bool = False  # Means of the last two levels, instead of what the network itself gives?
 
 
 def timm_name(
@@ -241,7 +242,8 @@ def _encode_chunk(chunk: "list[tuple[int, Path, str]]", encode: "Callable[[np.nd
     for part in by_shape(pictures, batch):
         rows |= dict(zip(part, encode(np.stack([pictures[i] for i in part])), strict=True))
         for i in part:
-            save_arrays(store.path(names[i], ".npz"), {"row": rows[i]})
+            with keeping():
+                save_arrays(store.path(names[i], ".npz"), {"row": rows[i]})
     return rows
 
 

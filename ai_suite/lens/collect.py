@@ -27,6 +27,7 @@ class Photos(NamedTuple):
     items: np.ndarray  # (N,) str; "" for photos of no exhibit
     groups: np.ndarray  # (N,) str, visit or cluster of near-duplicates
     trained: np.ndarray  # (N,) bool, used in training or enrolling
+    chosen: np.ndarray  # (N,) bool, put aside in training: checkpoint, calibration and thresholds were chosen on them
     embeddings: np.ndarray  # (N,E) float32
     errors: list[dict[str, Any]]  # {"image", "error": {code, what, fix}} of those that could not
     visits: bool  # Does metadata.json or EXIF tell the visit of every photo?
@@ -36,7 +37,7 @@ class Photos(NamedTuple):
     ) -> "Photos":  # K photos, with all errors
         "Some of the photos."
         at = np.arange(len(self.paths))[rows]
-        few = {k: getattr(self, k)[at] for k in ("places", "items", "groups", "trained", "embeddings")}
+        few = {k: getattr(self, k)[at] for k in ("places", "items", "groups", "trained", "chosen", "embeddings")}
         return self._replace(paths=[self.paths[i] for i in at], names=[self.names[i] for i in at], **few)
 
 # %% ../../nbs/lens/82_collect.ipynb #0f3f430c
@@ -57,14 +58,16 @@ def gather(
     groups = finer(groups, [names[i].rpartition("/")[0] for i in good]) if kind == "session" else groups
     listed = [{"image": names[i], "error": errors[i]} for i in sorted(errors)]
     place, item = (np.array([rows[i][k] for i in good], object) for k in (1, 2))
-    return Photos(paths, [names[i] for i in good], place, item, groups.astype(object), _learned(bundle, [facts[i] for i in good]),
+    marks = _used(bundle, [facts[i] for i in good])
+    return Photos(paths, [names[i] for i in good], place, item, groups.astype(object), *marks,
                   embeddings[[k for k in range(len(seen)) if k not in bad]], listed, kind == "session")
 
 
-def _learned(bundle: Bundle, facts: Sequence[dict[str, Any]]) -> np.ndarray:
-    hashes = set(bundle.config.get("train_hashes", ()))
-    hashes |= {h for told in bundle.gallery.enrolled.values() for h in told.get("hashes", ())}
-    return np.array([said["sha256"][:16] in hashes for said in facts], bool)
+def _used(bundle: Bundle, facts: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    learned, chosen = (set(bundle.config.get(k, ())) for k in ("train_hashes", "valid_hashes"))
+    learned |= {h for told in bundle.gallery.enrolled.values() for h in told.get("hashes", ())}
+    own = [said["sha256"][:16] for said in facts]
+    return np.array([h in learned for h in own], bool), np.array([h in chosen for h in own], bool)
 
 # %% ../../nbs/lens/82_collect.ipynb #0553c99a
 def exhibits_of(

@@ -80,6 +80,9 @@ def warnings_of(
     if e.how == "model" and p.trained.any():
         found.append(f"{int(p.trained.sum())} of {len(p.paths)} photos are ones that the model was trained on, so the figures "
                      "flatter it; give other photos, or --kfold 5")
+    if e.how == "model" and p.chosen.any():
+        found.append(f"checkpoint, calibration and thresholds were chosen on {int(p.chosen.sum())} of {len(p.paths)} photos, so the "
+                     "figures flatter it a little; photos of later visits tell more")
     if e.ood is not None and e.ood.trained.any():
         found.append(f"{int(e.ood.trained.sum())} photos of no exhibit were used in training: rejecting looks better than it is")
     if known.group.nunique() < MIN_GROUPS:

@@ -284,7 +284,7 @@ def fit(
     state = State(s, Path(path) if path else None)
     with no_random(s["seed"]):
         learning = Learning(net, task.whole, s["stages"]).to(device)
-        objective = Objective(s["loss"], net.spec["n_items"], net.spec["embedding"], weights).to(device)
+        objective = Objective(s["loss"], net.spec["n_items"], net.spec["embedding"], weights, alone=not task.whole).to(device)
         loader, optimizer = Epochs(task, s), _optimizer(learning, objective, s)
         state.rates = [g["lr"] for g in optimizer.param_groups]
         decay = memory(s["epochs"] * len(loader))

@@ -29,7 +29,7 @@ from .crossval import Learned
 from .fit import State, Task, fit
 from .gallery import Gallery, gallery_of
 from .held import STAND_INS, embedded, stand_ins, taken_again
-from .model import LensNet, model_id
+from .model import LensNet, levels, model_id
 from .shots import Shots, divided, pixels_of
 from .tune import tune
 
@@ -86,7 +86,7 @@ def view_features(
 ) -> np.ndarray:  # (V,N,F) float32
     "Features of augmented photos."
     store, pixels = store or Store(), pixels_of(shots, round(1.15 * spec.img_size), store)
-    read, base = pictures(pixels, spec, augment), [weights_key(net), spec.img_size, augment, seed, shots.hashes]
+    read, base = pictures(pixels, spec, augment), [weights_key(net), spec.img_size, _alone(augment), seed, shots.hashes]
 
     def make(view: int) -> dict[str, np.ndarray]:
         torch.manual_seed(seed_of(seed, view))
@@ -96,6 +96,10 @@ def view_features(
 
     found = [store.array(key_of("views", *base, v), partial(make, v))["features"] for v in progress(range(views), "views")]
     return np.stack(found)
+
+
+def _alone(augment: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in augment.items() if k not in ("mixup", "cutmix")}
 
 # %% ../../nbs/lens/48_learn.ipynb #88894713
 def apart(
@@ -191,10 +195,12 @@ SETTINGS: dict[str, Any] = {
 
 
 class Held(NamedTuple):
-    "Validation photos, as they are and taken again."
+    "Validation photos, as they are and taken again, and photos of no exhibit."
     embeddings: np.ndarray  # (M,E)
     item: np.ndarray  # (M,) exhibit
     groups: np.ndarray  # (M,) visit
+    looks: int  # How often each photo is there
+    strange: np.ndarray  # (K,E) of photos, or pictures, of no exhibit
 
 
 class Model(NamedTuple):
@@ -273,13 +279,14 @@ def held_of(
     shots: Shots,  # All photos
     valid: np.ndarray,  # Rows that were put aside
     embeddings: np.ndarray,  # (N,E) of all photos
+    strange: np.ndarray,  # (K,E) of photos of no exhibit
     seed: int,  # Of the views
 ) -> Held:  # As they are, and taken again
     "What calibration and thresholds are chosen on."
     again = taken_again([shots.paths[i] for i in valid], net.spec["img_size"], seed)
     rows = np.concatenate([embeddings[valid], embedded(again, _rows_of(net))])
     times = len(rows) // len(valid)
-    return Held(rows, np.tile(shots.item[valid], times), np.tile(shots.groups[valid], times))
+    return Held(rows, np.tile(shots.item[valid], times), np.tile(shots.groups[valid], times), times, strange)
 
 
 def _model(state: State, name: str, net: LensNet, shots: Shots, train: np.ndarray, valid: np.ndarray, s: dict[str, Any],
@@ -289,9 +296,9 @@ def _model(state: State, name: str, net: LensNet, shots: Shots, train: np.ndarra
     whole = np.isfinite(e).all()
     expect(whole, "E301", "the network gives no numbers for some photos: the training ran away", "use a smaller --lr")
     gallery = gallery_of(e[train], shots.item[train], shots.items)
-    held = held_of(net, shots, valid, e, s["seed"])
-    gallery = calibrate(gallery, *held, background=strange)
-    gallery, rows = tune(gallery, *held, target_far=s["target_far"], background=strange)
+    held = held_of(net, shots, valid, e, strange, s["seed"])
+    gallery = calibrate(gallery, *held[:3], background=strange)
+    gallery, rows = tune(gallery, *held[:3], target_far=s["target_far"], background=strange, looks=held.looks)
     return Model(net, gallery, e, held, rows, state.best[name]["epoch"])
 
 
@@ -312,6 +319,7 @@ def learn(
     say(f"{s['mode']}: {s['why']}")
     torch.manual_seed(s["seed"])
     backbone, spec = build(s["backbone"], img_size=s["img_size"], pretrained=s["pretrained"], weights=s["weights"])
+    if s["mode"] == "frozen": backbone, spec = levels(backbone, spec)
     if not s["pretrained"]: say("note: the backbone starts from random weights, as asked")
     net = LensNet(backbone, spec, len(shots.items), s["embedding"])
     rare = balanced_weights(shots.item[train], n_classes=len(shots.items))

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from ..core.errors import expect, need
 
 # %% ../../nbs/lens/44_objective.ipynb #1cc947dc
-LOSSES = ("arcface", "triplet", "ce")  # What the metric head learns by; with "ce" the softmax head alone learns
+LOSSES = ("arcface", "triplet", "ce")  # What the metric head learns by; with "ce" it learns nothing, unless it is alone
 SCALE, MARGIN = 24.0, 0.2  # Of ArcFace: length of the vectors, and the angle asked for, radians
-WEIGHT = {"arcface": 0.1, "triplet": 1.0}  # Of the metric loss beside cross-entropy
+WEIGHT = {"arcface": 0.1, "triplet": 1.0, "ce": 0.1}  # Of the metric loss beside cross-entropy
 
 
 class Objective(nn.Module):
@@ -32,16 +32,19 @@ class Objective(nn.Module):
         embedding: int,  # Numbers of the embedding
         weights: np.ndarray | None = None,  # (C,) weight of each exhibit in cross-entropy
         smoothing: float = .1,  # Share of the target that is spread over all exhibits
+        alone: bool = False,  # Do the heads learn alone, on a frozen backbone?
     ):
         super().__init__()
         expect(loss in LOSSES, "E301", f"loss is {loss!r}", f"choose from {', '.join(LOSSES)}")
         self.loss, self.smoothing = loss, smoothing
         self.register_buffer("weights", torch.ones(n_items) if weights is None else torch.as_tensor(weights, dtype=torch.float32))
         self.weights: Tensor
-        losses: Any = need("pytorch_metric_learning.losses", "lens") if loss != "ce" else None
+        losses: Any = need("pytorch_metric_learning.losses", "lens") if loss != "ce" or alone else None
         self.metric, self.miner = None, None
         if loss == "arcface":
             self.metric = losses.ArcFaceLoss(n_items, embedding, margin=math.degrees(MARGIN), scale=SCALE)
+        if loss == "ce" and alone:
+            self.metric = losses.NormalizedSoftmaxLoss(n_items, embedding, temperature=1 / SCALE)
         if loss == "triplet":
             self.metric = losses.TripletMarginLoss(margin=MARGIN)
             self.miner = need("pytorch_metric_learning.miners", "lens").BatchHardMiner()

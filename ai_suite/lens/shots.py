@@ -13,7 +13,7 @@ from unicodedata import normalize
 
 import numpy as np
 
-from ..core.cache import Store, atomic_path, key_of
+from ..core.cache import Store, atomic_path, keeping, key_of
 from ..core.cli import progress, say
 from ..core.config import nearest
 from ..core.errors import expect, need
@@ -144,7 +144,7 @@ def pixels_of(
         key = key_of("shots", sha, side)
         pixels = _mapped(store.get(key, ".npy"))
         if pixels is None:
-            with atomic_path(store.path(key, ".npy")) as temp, open(temp, "wb") as f:
+            with keeping(), atomic_path(store.path(key, ".npy")) as temp, open(temp, "wb") as f:
                 np.save(f, _shrunk(path, side), allow_pickle=False)
             pixels = _mapped(store.path(key, ".npy"))
         found.append(pixels)

@@ -44,7 +44,8 @@ def judged(
 def _config(lesson: "Lesson", shots: "Shots") -> dict[str, Any]:
     weights = lesson.settings["weights"]
     told = {k: v for k, v in lesson.settings.items() if k != "fit"} | {"weights": Path(weights).name if weights else None}
-    return {"training": told, "items": shots.items, "train_hashes": [shots.hashes[i][:16] for i in lesson.train],
+    return {"training": told, "items": shots.items, **{k: [shots.hashes[i][:16] for i in rows] for k, rows in
+               (("train_hashes", lesson.train), ("valid_hashes", lesson.valid))},
             "groups": "visit" if shots.visits else "near-duplicates", "photos": len(shots.item)}
 
 
@@ -65,8 +66,8 @@ def write_lesson(
 
     config, best = _config(lesson, shots), lesson.models["top1"]
     figures = judged(best, shots, lesson.valid)
-    held: dict[str, Any] = {"embeddings": best.held.embeddings, "item": best.held.item}
-    about = {"groups": best.held.groups.tolist(), "items": shots.items}
+    held: dict[str, Any] = {k: getattr(best.held, k) for k in ("embeddings", "item", "strange")}
+    about = {"groups": best.held.groups.tolist(), "items": shots.items, "looks": best.held.looks}
     kept = {"best.ckpt": best, "best_auroc_reject.ckpt": lesson.models["auroc_reject"], "last.pt": lesson.models["last"]}
     write = lambda m, p: save_model(p, m.net, m.gallery, config, version)
     files: dict[str, Any] = {name: partial(write, m) for name, m in kept.items()}

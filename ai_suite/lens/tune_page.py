@@ -174,24 +174,33 @@ class Validation(NamedTuple):
     item: np.ndarray  # (N,) index into the items of the gallery, -1 when it does not hold the exhibit
     groups: np.ndarray  # (N,) visit of each
     skipped: int  # Photos passed over, because the model was trained on them
+    looks: int  # How often each photo is there
+    strange: np.ndarray | None  # (K,E) of what showed no exhibit in training
 
 
 def put_aside(
     bundle: "Bundle",  # The model
 ) -> Validation:  # What training kept
     "The validation part of a run; E110 when there is none."
-    fix = "give --data-root, a folder of photos that the model was not trained on"
-    run = bundle.path.parent
-    there = (run / "run.json").is_file() and "validation.safetensors" in read_run(run)["files"]
-    expect(there, "E110", "the model comes without validation photos", fix)
-    file = run_file(run, "validation.safetensors")
+    file = _kept(bundle)
+    expect(file is not None, "E110", "the model comes without validation photos",
+           "give --data-root, a folder of photos that the model was not trained on")
+    assert file is not None
     arrays, told = load_tensors(file), tensors_config(file)
     whole = "embeddings" in arrays and "item" in arrays and isinstance(told.get("groups"), list)
     expect(whole, "E200", f"{file.name} is damaged", "train again")
     number = {key: i for i, key in enumerate(bundle.gallery.items)}
     names = [tuple(key) for key in told["items"]] if told.get("items") else list(bundle.gallery.items)
     item = np.array([number.get(names[i], -1) if i >= 0 else -1 for i in arrays["item"].tolist()], np.int64)
-    return Validation(arrays["embeddings"].numpy(), item, np.array(told["groups"], object), 0)
+    strange = arrays["strange"].numpy() if "strange" in arrays else None
+    looks = int(told.get("looks", 1))
+    return Validation(arrays["embeddings"].numpy(), item, np.array(told["groups"], object), 0, looks, strange)
+
+
+def _kept(bundle: "Bundle") -> Path | None:
+    run = bundle.path.parent
+    there = (run / "run.json").is_file() and "validation.safetensors" in read_run(run)["files"]
+    return run_file(run, "validation.safetensors") if there else None
 
 
 def taken_since(
@@ -207,7 +216,8 @@ def taken_since(
     what = f"{Path(data_root).name} holds no photo that the model was not trained on"
     expect(len(kept.paths), "E110", what, "give other photos")
     item = indices(bundle.gallery, kept.places, kept.items)
-    return Validation(kept.embeddings, item, kept.groups, int(photos.trained.sum()))
+    strange = put_aside(bundle).strange if _kept(bundle) else None
+    return Validation(kept.embeddings, item, kept.groups, int(photos.trained.sum()), 1, strange)
 
 # %% ../../nbs/lens/67_tune_page.ipynb #08f46d9f
 def tune_command(
@@ -215,7 +225,7 @@ def tune_command(
     model: str,  # Run folder, .ckpt, .pt or .onnx file; the new thresholds are written into it
     data_root: str | None = None,  # Folder laid out as place/item/*.jpg; the photos that training put aside when not given
     target_far: float = 0.05,  # False-accept rate to aim at, between 0 and 1
-    background: str | None = None,  # Folder of photos that show no exhibit: walls, floors, signs, visitors
+    background: str | None = None,  # Folder of photos that show no exhibit; what training was given when not named
     output: str | None = None,  # HTML page to write
     place: str | None = None,  # Tune this place alone
 ) -> dict[str, Any]:  # target_far, photos, skipped, calibration, thresholds, rows, tried
@@ -226,10 +236,10 @@ def tune_command(
 
     bundle = load_bundle(model)
     used = taken_since(bundle, data_root) if data_root else put_aside(bundle)
-    strangers = strangers_of(bundle, background).embeddings if background else None
+    strangers = strangers_of(bundle, background).embeddings if background else used.strange
     given = used.embeddings, used.item, used.groups
     gallery = bundle.gallery if place else calibrate(bundle.gallery, *given, strangers)
-    gallery, rows = tune(gallery, *given, target_far=target_far, background=strangers, place=place)
+    gallery, rows = tune(gallery, *given, target_far=target_far, background=strangers, place=place, looks=used.looks)
     told = _told(gallery, rows, _questions_of(gallery, used, strangers, rows), used, target_far, output)
     save_gallery(model, gallery, bundle.model_id)
     say(f"thresholds written into {Path(model).name}")
@@ -246,6 +256,6 @@ def _told(gallery: Gallery, rows: list[dict[str, Any]], asked: Trials, used: Val
     calibration = dict(gallery.calibration)
     if output:
         page(rows, asked, calibration, target_far).save(output)
-    return {"target_far": target_far, "photos": len(used.item), "skipped": used.skipped, "calibration": calibration,
+    return {"target_far": target_far, "photos": len(used.item) // used.looks, "skipped": used.skipped, "calibration": calibration,
             "thresholds": dict(gallery.thresholds), "rows": rows, "tried": tried(asked, calibration, target_far),
             **({"page": str(output)} if output else {})}
