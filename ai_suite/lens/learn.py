@@ -30,7 +30,7 @@ from .fit import State, Task, fit
 from .gallery import Gallery, gallery_of
 from .held import STAND_INS, embedded, stand_ins, taken_again
 from .model import LensNet, levels, model_id
-from .shots import Shots, divided, pixels_of
+from .shots import Shots, by_look, divided, pixels_of
 from .tune import tune
 
 if TYPE_CHECKING:
@@ -313,12 +313,12 @@ def learn(
 ) -> Lesson:  # Two models, and how they came about
     "Train on photos of exhibits."
     require_sense(settings)
-    ratio, seed = (settings.get(k, SETTINGS[k]) for k in ("valid_ratio", "seed"))
-    train, valid = divided(shots, ratio, seed)
-    s = settled(settings, len(train), device)
-    say(f"{s['mode']}: {s['why']}")
+    s = SETTINGS | settings | {"augment": checked(settings.get("augment", {}))}
     torch.manual_seed(s["seed"])
     backbone, spec = build(s["backbone"], img_size=s["img_size"], pretrained=s["pretrained"], weights=s["weights"])
+    train, valid = _apart(shots, *levels(backbone, spec), s["valid_ratio"], s["seed"])
+    s = settled(settings, len(train), device)
+    say(f"{s['mode']}: {s['why']}")
     if s["mode"] == "frozen": backbone, spec = levels(backbone, spec)
     if not s["pretrained"]: say("note: the backbone starts from random weights, as asked")
     net = LensNet(backbone, spec, len(shots.items), s["embedding"])
@@ -335,6 +335,14 @@ def learn(
         same = next((m for m in models.values() if m.epoch == best["epoch"]), None)
         models[name] = same or _model(state, name, _twin(net), shots, train, valid, s, see)
     return Lesson(models, train, valid, state.history, s, state.seconds)
+
+
+def _apart(shots: Shots, net: nn.Module, spec: Spec, ratio: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    if not shots.visits:
+        say("note: nothing tells the visits apart, so photos that look unlike the others of their exhibit are put aside")
+        seen = encoded(shots.paths, encoder(net, spec), side=spec.img_size, key=f"{weights_key(net)} {spec.img_size}")[0]
+        shots = shots._replace(groups=by_look(shots, seen))
+    return divided(shots, ratio, seed)
 
 
 def _twin(net: LensNet) -> LensNet:

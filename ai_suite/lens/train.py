@@ -46,7 +46,7 @@ def _config(lesson: "Lesson", shots: "Shots") -> dict[str, Any]:
     told = {k: v for k, v in lesson.settings.items() if k != "fit"} | {"weights": Path(weights).name if weights else None}
     return {"training": told, "items": shots.items, **{k: [shots.hashes[i][:16] for i in rows] for k, rows in
                (("train_hashes", lesson.train), ("valid_hashes", lesson.valid))},
-            "groups": "visit" if shots.visits else "near-duplicates", "photos": len(shots.item)}
+            "groups": "visit" if shots.visits else "look", "photos": len(shots.item)}
 
 
 def _extra(lesson: "Lesson", shots: "Shots") -> dict[str, Any]:
