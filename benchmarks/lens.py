@@ -84,10 +84,28 @@ def judged(gallery: Any, seen: np.ndarray, shots: Any, ood: np.ndarray, seed: in
 def by_distance(gallery: Any, seen: np.ndarray, keys: Sequence[tuple[str, str]], ood: np.ndarray) -> dict[str, float]:
     "Refusing strangers by the distance to the nearest exhibit of any place, with nothing else."
     from ai_suite.lens.gallery import item_similarity
+
+    return refused_by(np.r_[item_similarity(gallery, seen).max(1), item_similarity(gallery, ood).max(1)], len(seen))
+
+
+def refused_by(score: np.ndarray, known: int) -> dict[str, float]:
+    "How well one number refuses strangers, which come after so many photos of exhibits."
     from ai_suite.lens.metrics import rejection
 
-    near = np.r_[item_similarity(gallery, seen).max(1), item_similarity(gallery, ood).max(1)]
-    return {k: float(v) for k, v in rejection(near, np.r_[np.ones(len(seen), bool), np.zeros(len(ood), bool)]).items()}
+    return {k: float(v) for k, v in rejection(score, np.arange(len(score)) < known).items()}
+
+
+def surest(net: Any, paths: Sequence[Path]) -> np.ndarray:
+    "The highest softmax probability of each photo, over the exhibits of all places."
+    import torch
+
+    from ai_suite.lens.model import model_id
+
+    def see(pixels: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return net(torch.from_numpy(pixels))[1].max(1, keepdim=True).values.numpy()
+
+    return encoded(paths, see, side=net.spec["img_size"], key=f"surest {model_id(net.state_dict())}")[0][:, 0]
 
 
 def shots(split: str) -> Any:
@@ -114,10 +132,11 @@ def trained(settings: dict[str, Any], seed: int, without: Sequence[tuple[str, st
     m = lesson.models["top1"]
     see = lambda paths: embed_all(m.net, Shots(list(paths), np.zeros(0), np.zeros(0), [], (), False, []))
     seen, ood = see(test.paths), see(strange)
+    sure = np.r_[surest(m.net, test.paths), surest(m.net, strange)]
     about = {"seed": seed, "settings": settings, **{k: lesson.settings[k] for k in ("mode", "epochs")}, "best_epoch": m.epoch,
              "fit_seconds": round(lesson.seconds), "threads": torch.get_num_threads(), "train": len(lesson.train),
              "valid": len(lesson.valid), **{f"valid_{k}": lesson.history[m.epoch - 1][k] for k in CHOSEN},
-             "tuning": m.rows[0]}
+             "tuning": m.rows[0], "softmax_alone": refused_by(sure, len(seen))}
     if not without:
         return about | judged(m.gallery, seen, test, ood)
     return about | unseen(m, see, whole, test, seen, ood, without)

@@ -257,11 +257,20 @@ def test_tuning_again_finds_what_training_found(rooms, tmp_path, mode):
 
 def test_a_frozen_backbone_tells_of_two_levels(rooms, tmp_path):
     words = "--mode", "frozen", "--epochs", 1, "--backbone-weights", "random", "--img-size", 64, "--embedding", 32
-    for backbone, kept in (("resnet18", True), ("vit_tiny_patch16_224", False)):
-        train(rooms / "data", tmp_path / backbone, "--backbone", backbone, *words, "--export-onnx")
+    for backbone, two in (("test_efficientnet", True), ("test_vit", False)):
+        train(rooms / "data", tmp_path / backbone, "--backbone", backbone, *words)
         spec = load_bundle(tmp_path / backbone).config["spec"]
-        assert (spec["levels"], spec["features"]) == (kept, 256 + 512 if kept else 192)
-        assert load_bundle(tmp_path / backbone / "best.onnx").config["spec"] == spec
+        assert spec["levels"] is two
+
+
+def test_where_nothing_tells_the_visits_whole_looks_are_put_aside(data, tmp_path):
+    told = [p.unlink() for p in data.rglob("metadata.json")]
+    _, err = train(data, tmp_path / "run", *TINY, "--epochs", 1)
+    assert told and "nothing tells the visits apart, so photos that look unlike" in err
+    config = load_bundle(tmp_path / "run").config
+    assert config["groups"] == "look" and config["valid_hashes"]
+    found, _ = shell("evaluate", "--model", tmp_path / "run", "--data-root", data, "--kfold", 2)
+    assert found["how"] == "2-fold" and not found["counts"]["visits_known"]
 
 
 def test_nothing_in_the_run_tells_where_the_photos_lay(rooms, finetuned):
@@ -277,7 +286,7 @@ def test_own_weights_of_a_backbone(rooms, tmp_path):
     told, err = train(rooms / "data", tmp_path / "run", *TINY, "--epochs", 2, "--backbone-weights", tmp_path / "mine.pt")
     assert "random" not in err and load_bundle(tmp_path / "run").config["spec"]["weights"] == "file mine.pt"
     state, given = load_pt(tmp_path / "run/best.ckpt")["state_dict"], net.state_dict()
-    assert all((state[f"backbone.{k}"] == v).all() for k, v in given.items()), "frozen"
+    assert all((state[f"backbone.net.{k}"] == v).all() for k, v in given.items()), "frozen"
     for file in (tmp_path / "run").iterdir():
         assert str(tmp_path).encode() not in file.read_bytes(), file.name
 

@@ -65,13 +65,15 @@ def crossval(
     ood: Photos | None = None,  # Of no exhibit; asked of every model
     seed: int = 0,  # Chooses among equally good divisions
     reject_threshold: float | None = None,  # Stands in for the T of the models
+    groups: np.ndarray | None = None,  # (N,) what stays whole; the visits when not given
 ) -> Asked:  # All photos, each answered by the model that did not learn from its visit; `fold` counts from 1
     "Ask k models about the photos that each has not seen."
     items = tuple(sorted(set(zip(photos.places, photos.items, strict=True))))
     number = {key: i for i, key in enumerate(items)}
     y = np.array([number[key] for key in zip(photos.places, photos.items, strict=True)])
     parts = []
-    for fold, (train, test) in enumerate(group_kfold(photos.groups.astype(str), k, y, seed), 1):
+    whole = (photos.groups if groups is None else groups).astype(str)
+    for fold, (train, test) in enumerate(group_kfold(whole, k, y, seed), 1):
         one = asked(fit(photos.take(train)), _known_places(photos, train, test), ood, seed, reject_threshold, items)
         table = one.answers.assign(fold=fold)
         own = table.kind != "ood"

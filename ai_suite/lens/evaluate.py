@@ -66,7 +66,8 @@ def examine(
         expect(len(photos.paths), "E110", f"the model was trained on every photo of {Path(data_root).name}", "give other photos")
     strange = strangers_of(bundle, ood) if ood else None
     if kfold:
-        found = crossval(photos, kfold, _trainer(bundle, seed), strange, seed, reject_threshold)
+        from ai_suite.lens.learn import fold_groups
+        found = crossval(photos, kfold, _trainer(bundle, seed), strange, seed, reject_threshold, fold_groups(bundle, photos))
         return Examined(photos, strange, found, f"{kfold}-fold", skipped)
     return Examined(photos, strange, asked(learned(bundle), photos, strange, seed, reject_threshold), "model", skipped)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FEW', 'VIEWS', 'DEFAULTS', 'SETTINGS', 'RANGES', 'way', 'pictures', 'view_features', 'apart', 'places_of', 'Held',
-           'Model', 'Lesson', 'require_sense', 'settled', 'embed_all', 'held_of', 'learn', 'trainer']
+           'Model', 'Lesson', 'require_sense', 'settled', 'embed_all', 'held_of', 'learn', 'trainer', 'fold_groups']
 
 # %% ../../nbs/lens/48_learn.ipynb #6ee7ea14
 from collections.abc import Callable, Sequence
@@ -340,9 +340,13 @@ def learn(
 def _apart(shots: Shots, net: nn.Module, spec: Spec, ratio: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     if not shots.visits:
         say("note: nothing tells the visits apart, so photos that look unlike the others of their exhibit are put aside")
-        seen = encoded(shots.paths, encoder(net, spec), side=spec.img_size, key=f"{weights_key(net)} {spec.img_size}")[0]
-        shots = shots._replace(groups=by_look(shots, seen))
+        shots = shots._replace(groups=_looks(shots, net, spec))
     return divided(shots, ratio, seed)
+
+
+def _looks(shots: Shots, net: nn.Module, spec: Spec) -> np.ndarray:
+    seen = encoded(shots.paths, encoder(net, spec), side=spec.img_size, key=f"{weights_key(net)} {spec.img_size}")[0]
+    return by_look(shots, seen)
 
 
 def _twin(net: LensNet) -> LensNet:
@@ -367,10 +371,25 @@ def trainer(
     expect(told, "E203", "this model does not say how it was trained", "give the run folder of a training")
 
     def train(photos: "Photos") -> Learned:
-        keys = tuple(sorted(set(zip(photos.places, photos.items, strict=True))))
-        item = np.array([keys.index(k) for k in zip(photos.places, photos.items, strict=True)], np.int64)
-        shots = Shots(list(photos.paths), item, photos.groups, [file_hash(p) for p in photos.paths], keys, photos.visits, [])
-        m = learn(shots, told | {"seed": seed}).models["top1"]
+        m = learn(_shots(photos), told | {"seed": seed}).models["top1"]
         return Learned(m.gallery, lambda p: embed_all(m.net, Shots(list(p.paths), np.zeros(0), np.zeros(0), [], (), False, [])))
 
     return train
+
+
+def fold_groups(
+    bundle: Bundle,  # A model; its backbone says what looks alike
+    photos: "Photos",  # N photos of exhibits
+) -> np.ndarray:  # (N,) str
+    "What folds should keep whole: visits, or photos of one look where nothing tells the visits."
+    if photos.visits:
+        return photos.groups
+    s = SETTINGS | bundle.config.get("training", {})
+    backbone, spec = build(s["backbone"], **{k: s[k] for k in ("img_size", "pretrained", "weights")})
+    return _looks(_shots(photos), *levels(backbone, spec))
+
+
+def _shots(photos: "Photos") -> Shots:
+    keys = tuple(sorted(set(zip(photos.places, photos.items, strict=True))))
+    item = np.array([keys.index(k) for k in zip(photos.places, photos.items, strict=True)], np.int64)
+    return Shots(list(photos.paths), item, photos.groups, [file_hash(p) for p in photos.paths], keys, photos.visits, [])
