@@ -199,7 +199,7 @@ class Held(NamedTuple):
     embeddings: np.ndarray  # (M,E)
     item: np.ndarray  # (M,) exhibit
     groups: np.ndarray  # (M,) visit
-    looks: int  # How often each photo is there
+    times: int  # How often each photo is there
     strange: np.ndarray  # (K,E) of photos, or pictures, of no exhibit
 
 
@@ -298,7 +298,7 @@ def _model(state: State, name: str, net: LensNet, shots: Shots, train: np.ndarra
     gallery = gallery_of(e[train], shots.item[train], shots.items)
     held = held_of(net, shots, valid, e, strange, s["seed"])
     gallery = calibrate(gallery, *held[:3], background=strange)
-    gallery, rows = tune(gallery, *held[:3], target_far=s["target_far"], background=strange, looks=held.looks)
+    gallery, rows = tune(gallery, *held[:3], target_far=s["target_far"], background=strange, times=held.times)
     return Model(net, gallery, e, held, rows, state.best[name]["epoch"])
 
 

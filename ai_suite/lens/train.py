@@ -67,7 +67,7 @@ def write_lesson(
     config, best = _config(lesson, shots), lesson.models["top1"]
     figures = judged(best, shots, lesson.valid)
     held: dict[str, Any] = {k: getattr(best.held, k) for k in ("embeddings", "item", "strange")}
-    about = {"groups": best.held.groups.tolist(), "items": shots.items, "looks": best.held.looks}
+    about = {"groups": best.held.groups.tolist(), "items": shots.items, "times": best.held.times}
     kept = {"best.ckpt": best, "best_auroc_reject.ckpt": lesson.models["auroc_reject"], "last.pt": lesson.models["last"]}
     write = lambda m, p: save_model(p, m.net, m.gallery, config, version)
     files: dict[str, Any] = {name: partial(write, m) for name, m in kept.items()}

@@ -211,7 +211,7 @@ def tune(
     background: np.ndarray | None = None,  # (K,E) what `calibrate` was given; those that became directions are passed over
     min_negatives: int = 40,  # Visits with their exhibit taken out that a place needs for a T of its own
     place: str | None = None,  # Tune this place alone, whatever its number of visits, and leave the other thresholds
-    looks: int = 1,  # How often each photo is among the validation photos, as it is and taken again
+    times: int = 1,  # How often each photo is among the validation photos, as it is and taken again
 ) -> tuple[Gallery, list[dict[str, Any]]]:  # With thresholds; rows of `row_of` with T, M, D, own: "*", then each place
     "Choose the thresholds; E110 without usable photos."
     _checked(target_far, level)
@@ -219,13 +219,13 @@ def tune(
     if place is not None:
         name = gallery.items[gallery.of(place)[0]][0]
         t, _, row = _at(asked, gallery, name, target_far, level, None)
-        return replace(gallery, thresholds={**gallery.thresholds, name: t._asdict()}), _once([row], looks)
+        return replace(gallery, thresholds={**gallery.thresholds, name: t._asdict()}), _once([row], times)
     gallery, rows = _everywhere(gallery, asked, target_far, level, min_negatives)
-    return gallery, _once(rows, looks)
+    return gallery, _once(rows, times)
 
 
-def _once(rows: list[dict[str, Any]], looks: int) -> list[dict[str, Any]]:
-    return [r | {"photos": r["photos"] // looks} for r in rows]
+def _once(rows: list[dict[str, Any]], times: int) -> list[dict[str, Any]]:
+    return [r | {"photos": r["photos"] // times} for r in rows]
 
 
 def _at(asked: Trials, gallery: Gallery, place: str, target_far: float, level: float,

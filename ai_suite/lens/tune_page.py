@@ -174,7 +174,7 @@ class Validation(NamedTuple):
     item: np.ndarray  # (N,) index into the items of the gallery, -1 when it does not hold the exhibit
     groups: np.ndarray  # (N,) visit of each
     skipped: int  # Photos passed over, because the model was trained on them
-    looks: int  # How often each photo is there
+    times: int  # How often each photo is there
     strange: np.ndarray | None  # (K,E) of what showed no exhibit in training
 
 
@@ -193,8 +193,8 @@ def put_aside(
     names = [tuple(key) for key in told["items"]] if told.get("items") else list(bundle.gallery.items)
     item = np.array([number.get(names[i], -1) if i >= 0 else -1 for i in arrays["item"].tolist()], np.int64)
     strange = arrays["strange"].numpy() if "strange" in arrays else None
-    looks = int(told.get("looks", 1))
-    return Validation(arrays["embeddings"].numpy(), item, np.array(told["groups"], object), 0, looks, strange)
+    times = int(told.get("times", 1))
+    return Validation(arrays["embeddings"].numpy(), item, np.array(told["groups"], object), 0, times, strange)
 
 
 def _kept(bundle: "Bundle") -> Path | None:
@@ -239,7 +239,7 @@ def tune_command(
     strangers = strangers_of(bundle, background).embeddings if background else used.strange
     given = used.embeddings, used.item, used.groups
     gallery = bundle.gallery if place else calibrate(bundle.gallery, *given, strangers)
-    gallery, rows = tune(gallery, *given, target_far=target_far, background=strangers, place=place, looks=used.looks)
+    gallery, rows = tune(gallery, *given, target_far=target_far, background=strangers, place=place, times=used.times)
     told = _told(gallery, rows, _questions_of(gallery, used, strangers, rows), used, target_far, output)
     save_gallery(model, gallery, bundle.model_id)
     say(f"thresholds written into {Path(model).name}")
@@ -256,6 +256,6 @@ def _told(gallery: Gallery, rows: list[dict[str, Any]], asked: Trials, used: Val
     calibration = dict(gallery.calibration)
     if output:
         page(rows, asked, calibration, target_far).save(output)
-    return {"target_far": target_far, "photos": len(used.item) // used.looks, "skipped": used.skipped, "calibration": calibration,
+    return {"target_far": target_far, "photos": len(used.item) // used.times, "skipped": used.skipped, "calibration": calibration,
             "thresholds": dict(gallery.thresholds), "rows": rows, "tried": tried(asked, calibration, target_far),
             **({"page": str(output)} if output else {})}
