@@ -8,7 +8,7 @@ import yaml
 from ai_suite.core.cli import arguments
 from ai_suite.lens.augment import AUGMENT
 from ai_suite.lens.learn import DEFAULTS
-from ai_suite.lens.train import OUTSIDE, train
+from ai_suite.lens.train import train
 
 FILE = Path(__file__).resolve().parent.parent / "configs/default.yaml"
 PLACES = {"data_root", "save_dir", "place", "background", "resume"}  # Not settings: they differ from training to training
@@ -33,7 +33,6 @@ def test_nothing_else_is_there():
     assert set(told["augment"]) == set(AUGMENT)
     flat = {k for k in told if k not in ("augment", "reject", "export")}
     assert flat - {"embedding_dim"} <= set(inspect.signature(train).parameters) - PLACES
-    assert {"device", "model_version"} <= set(OUTSIDE)
 
 
 def test_what_stands_behind_a_mark_is_what_fine_tuning_takes():

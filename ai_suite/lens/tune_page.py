@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..core.cli import say
-from ..core.errors import expect
+from ..core.errors import SuiteError, expect
 from ..core.plots import INK, LINE, MUTED, PALETTE, canvas, house_style
 from ..core.report import Report
 from ..core.runs import load_tensors, read_run, run_file, tensors_config
@@ -183,9 +183,9 @@ def put_aside(
 ) -> Validation:  # What training kept
     "The validation part of a run; E110 when there is none."
     file = _kept(bundle)
-    expect(file is not None, "E110", "the model comes without validation photos",
-           "give --data-root, a folder of photos that the model was not trained on")
-    assert file is not None
+    if file is None:
+        fix = "give --data-root, a folder of photos that the model was not trained on"
+        raise SuiteError("E110", "the model comes without validation photos", fix)
     arrays, told = load_tensors(file), tensors_config(file)
     whole = "embeddings" in arrays and "item" in arrays and isinstance(told.get("groups"), list)
     expect(whole, "E200", f"{file.name} is damaged", "train again")
