@@ -128,7 +128,7 @@ def trained(settings: dict[str, Any], seed: int, without: Sequence[tuple[str, st
     number = np.array([items.index(k) if k in items else -1 for k in whole.items])
     part = part._replace(item=number[part.item], items=tuple(items))
     with tempfile.TemporaryDirectory() as folder:
-        lesson = learn(part, settings | {"seed": seed}, path=Path(folder) / "last.pt")
+        lesson = learn(part, settings | {"seed": seed}, path=Path(folder) / "last.pt", models=["top1"])
     m = lesson.models["top1"]
     see = lambda paths: embed_all(m.net, Shots(list(paths), np.zeros(0), np.zeros(0), [], (), False, []))
     seen, ood = see(test.paths), see(strange)

@@ -23,7 +23,7 @@ from ..core.batches import seed_of
 from ..core.cli import say
 from ..core.errors import SuiteError, expect
 from ..core.runs import load_pt, save_pt
-from .augment import mixed
+from .augment import ORDERS, mixed, recolored
 from .model import LensNet, parameter_groups
 from .objective import Objective, batches
 
@@ -48,9 +48,11 @@ class Learning(nn.Module):
         net: LensNet,  # The network
         whole: bool,  # Pictures through the backbone, or features to the heads?
         stages: int,  # Blocks of the backbone that are held
+        extra: int = 0,  # Exhibits that there are only while training
     ):
         super().__init__()
         self.net, self.whole = net, whole
+        self.extra = nn.Linear(net.spec["features"], extra) if extra else None
         self.held = held_stages(net.backbone, stages) if whole else [net.backbone]
         for part in self.held:
             part.requires_grad_(False)
@@ -65,7 +67,10 @@ class Learning(nn.Module):
         half = torch.bfloat16 if x.device.type == "cuda" else None
         with torch.autocast(x.device.type, half, enabled=half is not None):
             features = self.net.backbone(x) if self.whole else x
-        return self.net.heads(features.float())
+        embedding, logits = self.net.heads(features.float())
+        if self.extra is None or not self.training:
+            return embedding, logits
+        return embedding, torch.cat([logits, self.extra(self.net.heads.drop(features.float()))], 1)
 
 # %% ../../nbs/lens/46_fit.ipynb #6143447f
 def rate_at(
@@ -89,7 +94,7 @@ def memory(
 class Task(NamedTuple):
     "What a training needs to know of its data."
     item: np.ndarray  # (N,) int64 exhibit of each training photo
-    input_of: Callable[[np.ndarray], Tensor]  # Rows to what the network reads, varied at random
+    input_of: Callable[[np.ndarray, float], Tensor]  # Rows, and the share of the epochs that is over, to what the network reads
     judge: Callable[[LensNet], dict[str, float]]  # A network to top1_place, reject_auroc and more
     whole: bool  # Pictures through the backbone?
 
@@ -97,15 +102,15 @@ class Task(NamedTuple):
 SETTINGS: dict[str, Any] = {
     "epochs": 12, "batch_size": 16, "lr": 2e-3, "backbone_lr": 5e-4, "weight_decay": .05, "optimizer": "adamw",
     "scheduler": "cosine", "loss": "arcface", "seed": 42, "ema": True, "balance": False, "stages": 3, "mine_from": 0,
-    "mixup": 0., "cutmix": 0., "judge_every": 1}  # Of `fit`
+    "recolor": 0., "mixup": 0., "cutmix": 0., "judge_every": 1}  # Of `fit`
 
 
 class Epochs:
     "The batches of an epoch, as fastai's Learner wants them."
     n_inp, device = 1, torch.device("cpu")
 
-    def __init__(self, task: Task, settings: dict[str, Any]):
-        self.task, self.settings, self.epoch = task, settings, 0
+    def __init__(self, task: Task, settings: dict[str, Any], n_items: int):
+        self.task, self.settings, self.n_items, self.epoch = task, settings, n_items, 0
         self.confusion: np.ndarray | None = None
 
     def to(self, device: Any) -> "Epochs":
@@ -120,14 +125,16 @@ class Epochs:
         rng = np.random.default_rng(seed_of(s["seed"], self.epoch))
         mine = self.confusion if s["mine_from"] and self.epoch >= s["mine_from"] else None
         for rows in batches(item, s["batch_size"], rng, s["balance"], mine):
-            y = torch.from_numpy(item[rows])
-            m = mixed(self.task.input_of(rows), y, s["mixup"], s["cutmix"] if self.task.whole else 0.)
+            x, y = self.task.input_of(rows, self.epoch / s["epochs"]), torch.from_numpy(item[rows])
+            if self.task.whole: x, y = recolored(x, y, self.n_items, s["recolor"])
+            m = mixed(x, y, s["mixup"], s["cutmix"] if self.task.whole else 0.)
             yield tuple(t.to(self.device) for t in (m.x, y, m.other, m.share))
 
 # %% ../../nbs/lens/46_fit.ipynb #8c56710c
 def _optimizer(learning: Learning, objective: Objective, s: dict[str, Any]) -> torch.optim.Optimizer:
     slow = s["backbone_lr"] if learning.whole else 0.
     groups = parameter_groups(learning.net, s["lr"], backbone_lr=slow, weight_decay=s["weight_decay"])
+    if learning.extra: groups.append({"params": list(learning.extra.parameters()), "lr": s["lr"], "weight_decay": s["weight_decay"]})
     own = [p for p in objective.parameters() if p.requires_grad]
     groups += [{"params": own, "lr": 5 * s["lr"], "weight_decay": 0.}] if own else []
     known: dict[str, Any] = {"adamw": torch.optim.AdamW, "sgd": lambda g: torch.optim.SGD(g, momentum=.9, nesterov=True)}
@@ -220,8 +227,9 @@ def _bookkeeper(state: State, task: Task, loader: Epochs, objective: Objective, 
         value = float(self.loss.detach())
         expect(math.isfinite(value), "E301", "the loss is no longer a number: the training ran away", "use a smaller --lr")
         sums["loss"], sums["photos"] = sums["loss"] + value * len(y), sums["photos"] + len(y)
-        np.add.at(sums["belief"], y[share == 1], p[share == 1])
-        np.add.at(sums["seen"], y[share == 1], 1)
+        real = (share == 1) & (y < n)
+        np.add.at(sums["belief"], y[real], p[real, :n])
+        np.add.at(sums["seen"], y[real], 1)
 
     def after_step(self: Any) -> None:
         if average: average.update_parameters(self.learn.model)
@@ -283,9 +291,11 @@ def fit(
     expect(s["scheduler"] in ("cosine", "constant"), "E301", f"scheduler is {s['scheduler']!r}", "choose from cosine, constant")
     state = State(s, Path(path) if path else None)
     with no_random(s["seed"]):
-        learning = Learning(net, task.whole, s["stages"]).to(device)
-        objective = Objective(s["loss"], net.spec["n_items"], net.spec["embedding"], weights, alone=not task.whole).to(device)
-        loader, optimizer = Epochs(task, s), _optimizer(learning, objective, s)
+        n_items, more = net.spec["n_items"], len(ORDERS) if task.whole and s["recolor"] else 0
+        learning = Learning(net, task.whole, s["stages"], n_items * more).to(device)
+        rare = None if weights is None else np.tile(weights, 1 + more)
+        objective = Objective(s["loss"], n_items * (1 + more), net.spec["embedding"], rare, alone=not task.whole).to(device)
+        loader, optimizer = Epochs(task, s, n_items), _optimizer(learning, objective, s)
         state.rates = [g["lr"] for g in optimizer.param_groups]
         decay = memory(s["epochs"] * len(loader))
         average = AveragedModel(learning, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True).eval() if s["ema"] else None

@@ -136,6 +136,7 @@ def train(
     loss: Literal["ce", "arcface", "triplet"] = "arcface",  # Metric loss beside cross-entropy; ce: none
     stages: int = 3,  # Blocks of the backbone that fine-tuning leaves alone
     mine_from: int = 0,  # Epoch from which confused exhibits meet in one batch; 0: never
+    progressive: bool = True,  # Learn from small pictures first, where the backbone takes them?
     balance: bool = True,  # Draw rare exhibits more often?
     ema: bool = True,  # Keep the average of the weights instead of the last ones?
     augment_random_resized_crop: bool = True,  # Crop at random?
@@ -144,6 +145,7 @@ def train(
     augment_horizontal_flip: bool = False,  # Mirror? It turns lettering round
     augment_gaussian_blur: bool = True,  # Blur some photos?
     augment_random_gray: float = 0.05,  # Share of photos without colour
+    augment_recolor: float = 0.3,  # Share of photos with exchanged colours, which count as exhibits of their own
     augment_mixup: float = 0.0,  # Share of batches with blended photos
     augment_cutmix: float = 0.0,  # Share of batches with pasted photos
     background: str | None = None,  # Folder of photos that show no exhibit: walls, floors, signs, visitors
