@@ -1,8 +1,8 @@
 """Packaged groceries by phone: how well each way of learning names and refuses, on photos that nothing was chosen on.
 
-`python benchmarks/lens.py baselines looks frozen finetune seeds unseen default` runs the named parts, or all of them. Each
+`python benchmarks/lens.py baselines looks apart frozen finetune seeds unseen default` runs the named parts, or all of them. Each
 row is kept in results/lens.json as soon as it is there, and a row that is there is not run again (`--again` does). Needs
-AI_SUITE_DATA. Trained on `train`, where 20 % of the groups of near-duplicates choose checkpoint, calibration and thresholds;
+AI_SUITE_DATA. Trained on `train`, where 20 % of the photos, near-duplicates (frozen: looks) kept together, choose checkpoint and thresholds;
 `test` and `ood` are only reported on. Ways of fine-tuning are compared over 8 epochs; `default` is what `ai-lens train` does
 when it is told nothing. `seeds` takes the two ways that named most validation photos without being told the place.
 """
@@ -237,6 +237,33 @@ def looks() -> dict[str, Any]:
     return {name: mean(v) | {"draws": v} for name, v in found.items()} | {"photos": [int(o.sum()) for o in draws]}
 
 
+def unlike() -> dict[str, Any]:
+    """What fine-tuning loses when whole looks are put aside for validation, found without the test photos: a cluster of each item
+    is kept out of everything (as in `looks`) and asked about by networks that were divided either way."""
+    from ai_suite.lens import learn as room
+    from ai_suite.lens.gallery import item_similarity
+    from ai_suite.lens.tune import realised
+
+    whole, (net, spec) = shots("train"), build("efficientnet_lite0", img_size=224)
+    x, _ = encoded(whole.paths, encoder(net, spec), side=224, key=f"{weights_key(net)} 224")
+    out, found = kept_out(x, whole.item, SEEDS[0]), {}
+    part, asked = whole.take(np.flatnonzero(~out)), whole.take(np.flatnonzero(out))
+    place = np.array([p for p, _ in whole.items], object)
+    here = place[None] == place[asked.item][:, None]
+    ways = {"near-duplicates": part.groups, "looks": room._looks(part, *room.levels(net, spec))}
+    for name, groups in ways.items():
+        for more in ({}, {"progressive": True}, {"augment": {"recolor": 0.}}):
+            told = part._replace(groups=groups, visits=True)
+            m = room.learn(told, {"mode": "finetune", "epochs": SHORT, "seed": SEEDS[0], **more}, models=["top1"]).models["top1"]
+            e = room.embed_all(m.net, asked)
+            s = item_similarity(m.gallery, e)
+            rate = realised(m.gallery, e, asked.item, asked.groups, None)[0]
+            found[f"{name} {json.dumps(more)}"] = {
+                "top1_place": float((np.where(here, s, -9).argmax(1) == asked.item).mean()),
+                "top1": float((s.argmax(1) == asked.item).mean()), "photos": len(e), "realised": rate}
+    return found
+
+
 def kept_out(x: np.ndarray, item: np.ndarray, seed: int) -> np.ndarray:
     "One cluster of each item, of at least 2 photos and at most 60 % of them."
     from sklearn.cluster import AgglomerativeClustering
@@ -291,7 +318,7 @@ def third() -> list[tuple[str, str]]:
 
 def main(parts: Sequence[str], again: bool = False) -> None:
     "Run the named parts."
-    every = ("baselines", "looks", "frozen", "finetune", "seeds", "unseen", "default")
+    every = ("baselines", "looks", "apart", "frozen", "finetune", "seeds", "unseen", "default")
     for part in parts or every:
         expect(part in every, "E301", f"no part {part}", f"choose from {', '.join(every)}")
     run = lambda name, make: kept(name, make, again)
@@ -299,6 +326,8 @@ def main(parts: Sequence[str], again: bool = False) -> None:
         run("baselines", baselines)
     if not parts or "looks" in parts:
         run("frozen backbone, unlike looks of the train folder", looks)
+    if not parts or "apart" in parts:
+        run("fine-tuned, unlike looks of the train folder", unlike)
     if not parts or "frozen" in parts:
         for name, s in LOSSES.items():
             for seed in SEEDS:

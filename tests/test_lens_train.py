@@ -269,6 +269,8 @@ def test_where_nothing_tells_the_visits_whole_looks_are_put_aside(data, tmp_path
     assert told and "nothing tells the visits apart, so photos that look unlike" in err
     config = load_bundle(tmp_path / "run").config
     assert config["groups"] == "look" and config["valid_hashes"]
+    _, err = train(data, tmp_path / "fine", *FINETUNE, "--epochs", 1, "--augment-recolor", 0, "--progressive")
+    assert "may resemble others" in err and load_bundle(tmp_path / "fine").config["groups"] == "near-duplicates"
     found, _ = shell("evaluate", "--model", tmp_path / "run", "--data-root", data, "--kfold", 2)
     assert found["how"] == "2-fold" and not found["counts"]["visits_known"]
 

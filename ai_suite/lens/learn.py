@@ -37,8 +37,8 @@ from .tune import tune
 if TYPE_CHECKING:
     from ai_suite.lens.collect import Photos
 
-# %% ../../nbs/lens/48_learn.ipynb #69339fb2
-FEW = 300  # Fewer training photos than this, on a CPU, are learned with a frozen backbone
+# %% ../../nbs/lens/48_learn.ipynb #cf78bc80
+FEW = 300  # Fewer photos than this, on a CPU, are learned with a frozen backbone
 SHOWN = 8  # Photos of each exhibit that stand for it while a training goes on
 VIEWS = 3000  # Features of augmented photos that the frozen way computes, at most 8 for each photo
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -49,7 +49,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 def way(
     mode: str,  # "auto", "frozen" or "finetune"
-    n: int,  # Training photos
+    n: int,  # Photos
     device: str,  # "cpu", "cuda" or "mps"
 ) -> tuple[str, str]:  # "frozen" or "finetune", and the reason
     "How to train."
@@ -212,12 +212,12 @@ def _frozen(net: LensNet, spec: Spec, shots: Shots, train: np.ndarray, valid: np
         best["state"] = net.state_dict() | best["state"]
     return state
 
-# %% ../../nbs/lens/48_learn.ipynb #b2a5307d
+# %% ../../nbs/lens/48_learn.ipynb #18b385ed
 SETTINGS: dict[str, Any] = {
     "backbone": "efficientnet_lite0", "img_size": 224, "embedding": 512, "loss": "arcface", "mode": "auto", "seed": 42,
     "valid_ratio": .2, "target_far": .05, "pretrained": True, "weights": None, "epochs": None, "batch_size": None, "lr": None,
     "weight_decay": .05, "optimizer": "adamw", "scheduler": "cosine", "ema": True, "balance": True, "stages": 3,
-    "mine_from": 0, "progressive": True, "augment": AUGMENT}  # Of `learn`; None is filled in by the way of training
+    "mine_from": 0, "progressive": False, "augment": AUGMENT}  # Of `learn`; None is filled in by the way of training
 
 
 class Held(NamedTuple):
@@ -267,7 +267,7 @@ def require_sense(
 
 def settled(
     settings: dict[str, Any],  # Some of `SETTINGS`
-    n: int,  # Training photos
+    n: int,  # Photos
     device: str,  # "cpu", "cuda" or "mps"
 ) -> dict[str, Any]:  # All of them, and those of `fit` under "fit"
     "Fill in what was left open."
@@ -281,7 +281,7 @@ def settled(
     found = own | fixed | blends | {"backbone_lr": own["lr"] / 4, "judge_every": every}
     return s | own | {"mode": mode, "why": why, "fit": found}
 
-# %% ../../nbs/lens/48_learn.ipynb #dd6d7119
+# %% ../../nbs/lens/48_learn.ipynb #106291dd
 def embed_all(
     net: LensNet,  # A trained network
     shots: Shots,  # N photos
@@ -343,8 +343,8 @@ def learn(
     s = SETTINGS | settings | {"augment": checked(settings.get("augment", {}))}
     torch.manual_seed(s["seed"])
     backbone, spec = build(s["backbone"], img_size=s["img_size"], pretrained=s["pretrained"], weights=s["weights"])
-    train, valid = _apart(shots, *levels(backbone, spec), s["valid_ratio"], s["seed"])
-    s = settled(settings, len(train), device)
+    s = settled(settings, len(shots.item), device)
+    train, valid = _apart(shots, *levels(backbone, spec), s)
     say(f"{s['mode']}: {s['why']}")
     if s["mode"] == "frozen": backbone, spec = levels(backbone, spec)
     if not s["pretrained"]: say("note: the backbone starts from random weights, as asked")
@@ -364,11 +364,13 @@ def learn(
     return Lesson(made, train, valid, state.history, s, state.seconds)
 
 
-def _apart(shots: Shots, net: nn.Module, spec: Spec, ratio: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    if not shots.visits:
+def _apart(shots: Shots, net: nn.Module, spec: Spec, s: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    if not shots.visits and s["mode"] == "frozen":
         say("note: nothing tells the visits apart, so photos that look unlike the others of their exhibit are put aside")
         shots = shots._replace(groups=_looks(shots, net, spec))
-    return divided(shots, ratio, seed)
+    elif not shots.visits:
+        say("note: nothing tells the visits apart; photos that are put aside may resemble others, so expect less of new ones")
+    return divided(shots, s["valid_ratio"], s["seed"])
 
 
 def _looks(shots: Shots, net: nn.Module, spec: Spec) -> np.ndarray:

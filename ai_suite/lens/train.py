@@ -46,7 +46,7 @@ def _config(lesson: "Lesson", shots: "Shots") -> dict[str, Any]:
     told = {k: v for k, v in lesson.settings.items() if k != "fit"} | {"weights": Path(weights).name if weights else None}
     return {"training": told, "items": shots.items, **{k: [shots.hashes[i][:16] for i in rows] for k, rows in
                (("train_hashes", lesson.train), ("valid_hashes", lesson.valid))},
-            "groups": "visit" if shots.visits else "look", "photos": len(shots.item)}
+            "groups": "visit" if shots.visits else "look" if told["mode"] == "frozen" else "near-duplicates", "photos": len(shots.item)}
 
 
 def _extra(lesson: "Lesson", shots: "Shots") -> dict[str, Any]:
@@ -136,7 +136,7 @@ def train(
     loss: Literal["ce", "arcface", "triplet"] = "arcface",  # Metric loss beside cross-entropy; ce: none
     stages: int = 3,  # Blocks of the backbone that fine-tuning leaves alone
     mine_from: int = 0,  # Epoch from which confused exhibits meet in one batch; 0: never
-    progressive: bool = True,  # Learn from small pictures first, where the backbone takes them?
+    progressive: bool = False,  # Learn from small pictures first, where the backbone takes them? Faster, a little worse
     balance: bool = True,  # Draw rare exhibits more often?
     ema: bool = True,  # Keep the average of the weights instead of the last ones?
     augment_random_resized_crop: bool = True,  # Crop at random?
