@@ -2,9 +2,10 @@
 
 `python benchmarks/lens.py baselines looks apart frozen finetune seeds unseen default` runs the named parts, or all of them. Each
 row is kept in results/lens.json as soon as it is there, and a row that is there is not run again (`--again` does). Needs
-AI_SUITE_DATA. Trained on `train`, where 20 % of the photos, near-duplicates (frozen: looks) kept together, choose checkpoint and thresholds;
-`test` and `ood` are only reported on. Ways of fine-tuning are compared over 8 epochs; `default` is what `ai-lens train` does
-when it is told nothing. `seeds` takes the two ways that named most validation photos without being told the place.
+AI_SUITE_DATA. Trained on `train`, where 20 % of the photos choose checkpoint and thresholds, near-duplicates (frozen: looks)
+kept together; `test` and `ood` are only reported on. Ways of fine-tuning are compared over 8 epochs; `default` is what
+`ai-lens train` does when it is told nothing. `seeds` takes the two ways that named most validation photos without being told
+the place.
 """
 
 import json
