@@ -121,7 +121,6 @@ def trained(settings: dict[str, Any], seed: int, without: Sequence[tuple[str, st
     import torch
 
     from ai_suite.lens.learn import embed_all, learn
-    from ai_suite.lens.shots import Shots
 
     whole, test, strange = shots("train"), shots("test"), strangers()
     rows = np.array([r for r, i in enumerate(whole.item) if whole.items[i] not in without])
@@ -131,7 +130,7 @@ def trained(settings: dict[str, Any], seed: int, without: Sequence[tuple[str, st
     with tempfile.TemporaryDirectory() as folder:
         lesson = learn(part, settings | {"seed": seed}, path=Path(folder) / "last.pt", models=["top1"])
     m = lesson.models["top1"]
-    see = lambda paths: embed_all(m.net, Shots(list(paths), np.zeros(0), np.zeros(0), [], (), False, []))
+    see = lambda paths: embed_all(m.net, paths)
     seen, ood = see(test.paths), see(strange)
     sure = np.r_[surest(m.net, test.paths), surest(m.net, strange)]
     about = {"seed": seed, "settings": settings, **{k: lesson.settings[k] for k in ("mode", "epochs")}, "best_epoch": m.epoch,
@@ -243,6 +242,8 @@ def unlike() -> dict[str, Any]:
     is kept out of everything (as in `looks`) and asked about by networks that were divided either way."""
     from ai_suite.lens import learn as room
     from ai_suite.lens.gallery import item_similarity
+    from ai_suite.lens.model import levels
+    from ai_suite.lens.shots import by_look
     from ai_suite.lens.tune import realised
 
     whole, (net, spec) = shots("train"), build("efficientnet_lite0", img_size=224)
@@ -251,12 +252,14 @@ def unlike() -> dict[str, Any]:
     part, asked = whole.take(np.flatnonzero(~out)), whole.take(np.flatnonzero(out))
     place = np.array([p for p, _ in whole.items], object)
     here = place[None] == place[asked.item][:, None]
-    ways = {"near-duplicates": part.groups, "looks": room._looks(part, *room.levels(net, spec))}
+    two, spec = levels(net, spec)
+    seen, _ = encoded(part.paths, encoder(two, spec), side=224, key=f"{weights_key(two)} 224")
+    ways = {"near-duplicates": part.groups, "looks": by_look(part, seen)}
     for name, groups in ways.items():
         for more in ({}, {"progressive": True}, {"augment": {"recolor": 0.}}):
             told = part._replace(groups=groups, visits=True)
             m = room.learn(told, {"mode": "finetune", "epochs": SHORT, "seed": SEEDS[0], **more}, models=["top1"]).models["top1"]
-            e = room.embed_all(m.net, asked)
+            e = room.embed_all(m.net, asked.paths)
             s = item_similarity(m.gallery, e)
             rate = realised(m.gallery, e, asked.item, asked.groups, None)[0]
             found[f"{name} {json.dumps(more)}"] = {

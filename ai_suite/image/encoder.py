@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ALIASES', 'Spec', 'timm_name', 'weights_file', 'read_weights', 'in_order', 'build', 'prepared', 'encoder',
-           'weights_key', 'by_shape', 'encoded']
+           'weights_key', 'by_shape', 'encoded', 'onnx_forward']
 
 # %% ../../nbs/image/20_encoder.ipynb #bc339da3
 import os
@@ -165,7 +165,7 @@ def prepared(
 
 
 def encoder(
-    net: "nn.Module",  # From `build`
+    net: "Callable[[torch.Tensor], torch.Tensor]",  # From `build` or `onnx_forward`
     spec: Spec,  # From `build`
 ) -> "Callable[[np.ndarray], np.ndarray]":  # (B,H,W,3) uint8 to (B,features) float32
     "A backbone as a function of pictures."
@@ -253,3 +253,37 @@ def _stacked(rows: dict[int, np.ndarray], n: int) -> np.ndarray:
     for i, row in rows.items():
         out[i] = row
     return out
+
+# %% ../../nbs/image/20_encoder.ipynb #7ad00516
+def onnx_forward(
+    net: "nn.Module",  # A backbone on the CPU, (B,3,S,S) to (B,F)
+    size: int,  # S, pixels
+    store: Store | None = None,  # Where the graph is kept; the cache when not given
+) -> "Callable[[torch.Tensor], torch.Tensor]":  # The same, for any B; the network itself where it cannot be exported
+    "A network's forward pass on ONNX Runtime, on as many threads as PyTorch uses, within 1e-4 of its own answer."
+    import torch
+
+    from ai_suite.core.onnx import clean_copy, quiet
+
+    ort = need("onnxruntime", "core-ml")
+    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+        example = torch.randn(2, 3, size, size)
+        theirs = net(example)
+
+    def graph() -> dict[str, np.ndarray]:
+        with quiet(), torch.random.fork_rng(devices=[]):
+            program: Any = torch.onnx.export(clean_copy(net), (example.clone(),), dynamo=True, input_names=["pictures"],
+                                             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), verbose=False)
+        return {"graph": np.frombuffer(program.model_proto.SerializeToString(), np.uint8)}
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    run = lambda x: torch.from_numpy(session.run(None, {"pictures": np.ascontiguousarray(x.numpy())})[0])
+    try:
+        made = (store or Store()).array(key_of("onnx", weights_key(net), size, torch.__version__), graph)["graph"]
+        session = ort.InferenceSession(made.tobytes(), options, providers=["CPUExecutionProvider"])
+        ours = run(example)
+    except Exception:  # Whatever an exporter or a runtime cannot do, the network can
+        return net
+    return run if torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4) else net
