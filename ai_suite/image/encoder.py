@@ -279,10 +279,10 @@ def onnx_forward(
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    run = lambda x: torch.from_numpy(session.run(None, {"pictures": np.ascontiguousarray(x.numpy())})[0])
     try:
         made = (store or Store()).array(key_of("onnx", weights_key(net), size, torch.__version__), graph)["graph"]
         session = ort.InferenceSession(made.tobytes(), options, providers=["CPUExecutionProvider"])
+        run = lambda x: torch.from_numpy(session.run(None, {"pictures": np.ascontiguousarray(x.numpy())})[0])
         ours = run(example)
     except Exception:  # Whatever an exporter or a runtime cannot do, the network can
         return net

@@ -327,12 +327,13 @@ def asked(
     return Asked(of_files(shots.paths), again, strange[np.isfinite(strange).all(1)])
 
 
-def _eyes(net: LensNet, spec: Spec, s: dict[str, Any], forward: Callable[[Tensor], Tensor],
-          *what: Any) -> Callable[[LensNet], Asked]:
+def _eyes(net: LensNet, spec: Spec, s: dict[str, Any], forward: Callable[[Tensor], Tensor], shots: Shots, valid: np.ndarray,
+          background: Sequence[Path]) -> Callable[[LensNet], Asked]:
+    look = partial(asked, shots, valid, background, spec.img_size, s["seed"])
     if s["mode"] == "finetune":
-        return lambda n: asked(*what, spec.img_size, s["seed"], partial(embed_all, n), lambda p: embedded(p, _rows_of(n)))
+        return lambda n: look(partial(embed_all, n), lambda p: embedded(p, _rows_of(n)))
     see = encoder(forward, spec)
-    once = asked(*what, spec.img_size, s["seed"], lambda p: _features(p, net.backbone, spec, forward), lambda p: embedded(p, see))
+    once = look(lambda p: _features(p, net.backbone, spec, forward), lambda p: embedded(p, see))
 
     def heads(n: LensNet) -> Asked:
         with torch.inference_mode():
