@@ -297,7 +297,8 @@ def heads(x: np.ndarray, item: np.ndarray, known: np.ndarray, out: np.ndarray) -
     n, rows = int(item.max()) + 1, np.flatnonzero(known)
     torch.manual_seed(0)
     net = LensNet(nn.Identity(), Spec("ready", "ready", 0, (0.,) * 3, (1.,) * 3, x.shape[1], ""), n)
-    task = Task(item[rows], lambda r: torch.from_numpy(x[rows[r]]), lambda _: {"top1_place": 0., "reject_auroc": 0.}, whole=False)
+    nothing = lambda _: {"top1_place": 0., "reject_auroc": 0.}
+    task = Task(item[rows], lambda r, _: torch.from_numpy(x[rows[r]]), nothing, whole=False)
     state = fit(net, task, DEFAULTS["frozen"] | {"seed": 0, "balance": True})
     net.load_state_dict(state.best["last"]["state"])
     with torch.inference_mode():
