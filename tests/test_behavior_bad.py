@@ -623,13 +623,14 @@ def peak_of(root: Path, cache: Path, frames: int, workers: int) -> int:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_memory_does_not_grow_with_the_number_of_videos(shop: Path, tmp_path: Path, workers: int) -> None:
     "Poses of 40,000 frames, 21 MB a video, put into the cache first; the measured build only reads them."
+    # twelve videos more are 252 MB if they are kept; two workers may have one or two more of them on the way at once
     peaks = {}
     for n in (4, 16):
         tiny_videos(tmp_path / str(n), some_clip(shop), n)
         peak_of(tmp_path / str(n), tmp_path / "cache", 40_000, 1)
         peaks[n] = peak_of(tmp_path / str(n), tmp_path / "cache", 0, workers)
     assert len(poses_in(tmp_path / "cache")) == 16
-    assert peaks[16] < peaks[4] + 40, peaks
+    assert peaks[16] < peaks[4] + 105, peaks
 
 
 def test_another_window_size_needs_no_poses(shop: Path, tmp_path: Path) -> None:
