@@ -29,12 +29,12 @@ $(STAMP):
 	@$(PYTHON) tools/syslibs.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing into .venv: the first time takes minutes"
-	@$(PIP) install --quiet -e ".[behavior,ocad,lens,dev]" -c constraints.txt $(QUIET)
+	@$(PIP) install --quiet -e ".[behavior,ocad,lens,ranking,dev]" -c constraints.txt $(QUIET)
 	@$(PIP) install --quiet --no-deps --require-hashes -r requirements-offline.txt $(QUIET)
 	@rm -f .venv/.env-*
 	@touch $@
 
-demo: env  ## train behavior, ocad and lens on generated data and write their reports
+demo: env  ## train behavior, ocad, lens and ranking on generated data and write their reports
 	@ai-suite demo
 
 test: env check-export check-clean lint types notebooks pytest  ## everything that CI runs

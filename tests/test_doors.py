@@ -205,7 +205,7 @@ def test_rank_good(home):
     assert [answer[k] for k in ("images", "votes", "ties", "contradicted", "missing")] == [3, 4, 0, 1, []]
     (home / "m.csv").write_text("filename,tier,group\n봄.jpg,S,1\nb,A,1\nc,A,2\n")
     rc, answer, _ = run("ai-rank", "check", "--data-dir", home, "--metadata", home / "m.csv", "--tier-order", "S,A")
-    assert (rc, answer["tiers"], answer["groups"], answer["comparisons"]) == (0, {"S": 1, "A": 2}, {"1": 2, "2": 1}, 1)
+    assert (rc, answer["tiers"], answer["groups"], answer["comparisons"]) == (0, {"S": 1, "A": 2}, {"1": 2, "2": 1}, 2)
 
 
 def test_rank_bad(home):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ai_suite.image import pictures
 from ai_suite.lens import samples as s
 from ai_suite.lens.faults import flawed
 from support import code_of
@@ -109,7 +110,7 @@ def test_one_photo_each_is_possible(tmp_path):
 
 
 def test_missing_package_is_said(monkeypatch):
-    monkeypatch.setitem(s.PACKAGES, "none.jpg", ("no_such_package", "x"))
+    monkeypatch.setitem(pictures.PACKAGES, "none.jpg", ("no_such_package", "x"))
     assert code_of(s.picture, "none.jpg") == "E601"
 
 

@@ -58,17 +58,18 @@ def problem(
                 return f"operator {m.domain or 'ai.onnx'}.{m.op_type} is not known"
     return ""
 
-# %% ../../nbs/core/155_onnx.ipynb #f7fe01bb
+# %% ../../nbs/core/155_onnx.ipynb #a526331f
 def read_onnx(
     path: str | Path,  # An .onnx file
+    most: int | None = None,  # Largest file that is read, bytes; `MAX_ONNX` when not given
 ) -> tuple[bytes, Any]:  # Its bytes, and the `onnx.ModelProto` in them
     "Read and check a file: E200 missing, too large or damaged, E202 unsafe."
-    path, onnx = Path(path), need("onnx", "core-ml")
+    path, onnx, most = Path(path), need("onnx", "core-ml"), most or MAX_ONNX
     expect(path.is_file(), "E200", f"{path} is not a file")
     try:
         with path.open("rb") as f:
-            data = f.read(MAX_ONNX + 1)
-        expect(len(data) <= MAX_ONNX, "E200", f"{path.name} is larger than {MAX_ONNX >> 20} MB")
+            data = f.read(most + 1)
+        expect(len(data) <= most, "E200", f"{path.name} is larger than {most >> 20} MB")
         model = onnx.load_model_from_string(data)
         unsafe = problem(model)
     except SuiteError:
@@ -156,13 +157,14 @@ def export_onnx(
         expect(written == opset, "E301", f"opset {opset} was asked for, {written} written", f"use opset {written}")
     return Path(path)
 
-# %% ../../nbs/core/155_onnx.ipynb #1c3f7f4f
+# %% ../../nbs/core/155_onnx.ipynb #19d76484
 def session(
     path: str | Path,  # An .onnx file
+    most: int | None = None,  # Largest file that is read, bytes; `MAX_ONNX` when not given
 ) -> "InferenceSession":  # One thread, on the CPU
     "Check a file and load it: E200 when it cannot be loaded, E202 when it is unsafe."
     ort = need("onnxruntime", "core-ml")
-    data, _ = read_onnx(path)
+    data, _ = read_onnx(path, most)
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.execution_mode, options.log_severity_level = ort.ExecutionMode.ORT_SEQUENTIAL, 4

@@ -20,7 +20,8 @@ from ..core.cache import write_text
 from ..core.errors import SuiteError, expect, need
 from ..core.onnx import metadata_of, quiet, read_onnx, session
 from .bundle import Embed
-from .export import INPUT, OUTPUTS, PIXELS, Deployed, about, free_axes
+from ..image.graph import INPUT, PIXELS, free_axes
+from .export import OUTPUTS, Deployed, about
 
 if TYPE_CHECKING:
     from ai_suite.lens.model import LensNet

@@ -23,7 +23,7 @@ from ..image.read import read_rgb
 from .bundle import Bundle, embed_paths, load_bundle
 from .collect import Photos, exhibits_of
 from .decide import decide
-from .export import INPUT, keep
+from ..image.graph import INPUT, keep
 from .gallery import Gallery, score
 from .parity import limits
 

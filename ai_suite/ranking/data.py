@@ -101,10 +101,14 @@ def _preferred(table: "pd.DataFrame", name: str) -> "dict[str, pd.Series]":
     expect(not unknown, "E105", f"{name}: preferred is {sample(map(repr, unknown))}", "write left, right or tie")
     return {c: side.eq(s).astype(np.int64) for c, s in (("left_votes", "left"), ("right_votes", "right"), ("ties", "tie"))}
 
-# %% ../../nbs/ranking/30_data.ipynb #d1265336
+# %% ../../nbs/ranking/30_data.ipynb #7011b3a3
+def _annotator(table: "pd.DataFrame") -> "dict[str, pd.Series]":
+    return {"annotator": table.annotator.astype(str).str.strip()} if "annotator" in table.columns else {}
+
+# %% ../../nbs/ranking/30_data.ipynb #051753a3
 def read_pairs(
     path: str | Path,  # left, right, and preferred or left_votes, right_votes[, ties]
-) -> "pd.DataFrame":  # left, right, left_votes, right_votes, ties
+) -> "pd.DataFrame":  # left, right, left_votes, right_votes, ties, and annotator where there is one
     "Read votes between pictures."
     pd, name = need("pandas", "core-ml"), Path(path).name
     table = read_table(path)
@@ -114,13 +118,14 @@ def read_pairs(
         require(table, side, name)
     pair = {side: spelt(table[side]) for side in ("left", "right")}
     if "preferred" in table.columns:
-        return pd.DataFrame(pair | _preferred(table, name))
+        return pd.DataFrame({**pair, **_preferred(table, name), **_annotator(table)})
     for column in ("left_votes", "right_votes"):
         require(table, column, name)
     ties = _count(table, "ties", name) if "ties" in table.columns else 0
-    return pd.DataFrame({**pair, **{c: _count(table, c, name) for c in ("left_votes", "right_votes")}, "ties": ties})
+    counts = {c: _count(table, c, name) for c in ("left_votes", "right_votes")}
+    return pd.DataFrame({**pair, **counts, "ties": ties, **_annotator(table)})
 
-# %% ../../nbs/ranking/30_data.ipynb #6da994ca
+# %% ../../nbs/ranking/30_data.ipynb #69849986
 def _missing(names: Iterable[str], there: dict[str, str]) -> tuple[list[str], list[dict[str, str]]]:
     lost = sorted(set(names) - set(there.values()))
     fix = "put them into --data-dir, or take their rows out"
@@ -129,14 +134,13 @@ def _missing(names: Iterable[str], there: dict[str, str]) -> tuple[list[str], li
 
 def comparisons(
     tiers: "pd.DataFrame",  # From `read_metadata`
-) -> int:  # Unordered pairs of pictures of one group with different values
+) -> int:  # Unordered pairs of pictures with different values
     "How many pairs the tiers decide."
     pairs = lambda n: n * (n - 1) // 2
     good = tiers[tiers.value.notna()].drop_duplicates("filename")
-    sizes, alike = good.groupby("group").size(), good.groupby(["group", "value"]).size()
-    return int(pairs(sizes).sum() - pairs(alike).sum())
+    return int(pairs(len(good)) - pairs(good.groupby("value").size()).sum())
 
-# %% ../../nbs/ranking/30_data.ipynb #3b06f596
+# %% ../../nbs/ranking/30_data.ipynb #786d9554
 def check_metadata(
     tiers: "pd.DataFrame",  # From `read_metadata`
     there: dict[str, str],  # From `index`
@@ -150,7 +154,7 @@ def check_metadata(
     found = [(clash, "E105", "images have two values", "keep one row for each"), (empty, "E103", "images have no value", "fill it in")]
     errors += [finding(code, f"{len(names)} {what}: {sample(names)}", fix) for names, code, what, fix in found if names]
     if not n:
-        errors.append(finding("E110", "no two images of one group have different values", "add images of another tier"))
+        errors.append(finding("E110", "no two images have different values", "add images of another tier"))
     twice = int(tiers.duplicated("filename").sum()) - len(clash)
     warn = [finding("E105", f"{twice} rows repeat an image", "keep one row for each")] if twice > 0 else []
     order = tiers.sort_values("value", ascending=False)

@@ -197,9 +197,9 @@ def demo(
     scale: Literal["full", "small"] | None = None,  # How much; DEMO_SCALE of the environment, else full
     seed: int = 0,  # Repeats data, split and training
     workers: int = 2,  # Processes for clips and poses
-    only: Literal["behavior", "ocad", "lens"] | None = None,  # Show one system; all when not given
-) -> dict[str, Any]:  # report, checkpoint, models, … of behavior; ocad and lens: report, models, …; seconds
-    "Make data, train behavior, ocad and lens on them, test all, and write pages."
+    only: Literal["behavior", "ocad", "lens", "ranking"] | None = None,  # Show one system; all when not given
+) -> dict[str, Any]:  # report, checkpoint, models, … of behavior; ocad, lens, ranking: report, models, …; seconds
+    "Make data, train behavior, ocad, lens and ranking on them, test all, and write pages."
     scale_name = scale or os.environ.get("DEMO_SCALE") or "full"
     expect(scale_name in SCALES, "E301", f"DEMO_SCALE is {scale_name}", "use full or small")
     expect(seed >= 0, "E301", f"seed is {seed}", "use 0 or more")
@@ -214,4 +214,8 @@ def demo(
         from ai_suite.suite.demo_lens import demo_lens
 
         told["lens"] = demo_lens(folder / "lens", scale_name, seed)
+    if only in (None, "ranking"):
+        from ai_suite.suite.demo_ranking import demo_ranking
+
+        told["ranking"] = demo_ranking(folder / "ranking", scale_name, seed)
     return {**told, "seconds": round(time.perf_counter() - began, 1)}
