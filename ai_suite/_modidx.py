@@ -467,6 +467,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'ai_suite.core.fit._bookkeeper': ('core/fit.html#_bookkeeper', 'ai_suite/core/fit.py'),
                                    'ai_suite.core.fit._check': ('core/fit.html#_check', 'ai_suite/core/fit.py'),
                                    'ai_suite.core.fit._finished': ('core/fit.html#_finished', 'ai_suite/core/fit.py'),
+                                   'ai_suite.core.fit._forward_in': ('core/fit.html#_forward_in', 'ai_suite/core/fit.py'),
                                    'ai_suite.core.fit._half': ('core/fit.html#_half', 'ai_suite/core/fit.py'),
                                    'ai_suite.core.fit._interrupted': ('core/fit.html#_interrupted', 'ai_suite/core/fit.py'),
                                    'ai_suite.core.fit._judged': ('core/fit.html#_judged', 'ai_suite/core/fit.py'),

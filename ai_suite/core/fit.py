@@ -11,7 +11,8 @@ import sys
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,16 @@ def _half(device:str, amp:bool|None) -> torch.dtype|None:
     if not (device == 'cuda' if amp is None else amp): return None
     return torch.bfloat16 if device == 'cpu' or torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
+@contextmanager
+def _forward_in(half:torch.dtype|None, device:str) -> Iterator[None]:
+    "Forward pass in `half`; without oneDNN on a processor that lacks bfloat16, whose LSTM it refuses"
+    with ExitStack() as stack:
+        if half and device == 'cpu' and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            stack.enter_context(warnings.catch_warnings(action='ignore', category=UserWarning))
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+        if half: stack.enter_context(torch.autocast(device, half))
+        yield
+
 def _loop(half:torch.dtype|None) -> type:
     "fastai's Learner that calls only who listens, forward in half precision, gradients through `scaler`"
     from fastai.learner import Learner
@@ -133,7 +144,7 @@ def _loop(half:torch.dtype|None) -> type:
         def _set_device(self, b:tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]: return b
 
         def _do_one_batch(self) -> None:
-            with torch.autocast(self.xb[0].device.type, half, enabled=self.training and half is not None):
+            with _forward_in(half if self.training else None, self.xb[0].device.type):
                 self.pred = self.model(*self.xb)
             self.loss_grad = self.loss = self.loss_func(self.pred.float(), *self.yb)
             if self.training: self._do_grad_opt()

@@ -79,7 +79,7 @@ def to_int8(
         ready = Path(folder) / "ready.onnx"
         model = _simplified(Path(onnx_file), ready)
         method = method_for(model)
-        common = {"per_channel": True, "weight_type": q.QuantType.QInt8, "nodes_to_exclude": float_nodes(model)}
+        common = {"per_channel": True, "weight_type": q.QuantType.QInt8, "reduce_range": True, "nodes_to_exclude": float_nodes(model)}
         try:
             if method == "dynamic":
                 q.quantize_dynamic(str(ready), str(path), op_types_to_quantize=["MatMul", "Gemm"], **common)
