@@ -28,6 +28,7 @@ from ai_suite.core.errors import need
 from ai_suite.image.degrade import jpeg, rephotograph
 from ai_suite.image.encoder import build as backbone
 from ai_suite.image.encoder import encoder, weights_key
+from ai_suite.image.pictures import PACKAGES, picture
 from ai_suite.image.read import read_rgb
 from ai_suite.lens.bundle import load_bundle, save_model
 from ai_suite.lens.data import layout
@@ -35,7 +36,7 @@ from ai_suite.lens.enroll import enroll, enroll_photos
 from ai_suite.lens.gallery import gallery_of, unit
 from ai_suite.lens.index import KINDS, Index, build, open_index, save_index, search
 from ai_suite.lens.model import LensNet
-from ai_suite.lens.samples import PACKAGES, part, picture
+from ai_suite.lens.samples import part
 
 ROWS, WIDTH, SIDE = 100_000, 512, 160  # Rows, numbers a row, pixels that the network sees
 VIEWS, ASKED = 12, 2  # Views of a photo in the index, and for queries
