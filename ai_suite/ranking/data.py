@@ -18,12 +18,13 @@ import numpy as np
 from ..core.check import finding, read_table, require, sample
 from ..core.config import nearest
 from ..core.errors import expect, need
+from ..image.read import ENDINGS as READ
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# %% ../../nbs/ranking/30_data.ipynb #01537997
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".heic")  # Pictures
+# %% ../../nbs/ranking/30_data.ipynb #6e0bb25c
+ENDINGS = (*READ, ".tif", ".tiff")  # What pictures are called
 
 # %% ../../nbs/ranking/30_data.ipynb #098d1207
 def index(
