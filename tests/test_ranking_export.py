@@ -89,6 +89,18 @@ def test_a_folder_is_ranked_from_the_file_alone(home, tmp_path):
     assert "E301" in err and "holds its encoder" in err
 
 
+def test_the_file_is_judged_as_the_checkpoint(home, tmp_path):
+    root, _ = home
+    (tmp_path / "m.csv").write_text("filename,score\n" + "".join(f"작품 {k},{k}\n" for k in range(6)) + "gone.png,1\n")
+    words = "--test-data", tmp_path / "m.csv", "--image-dir", root / "그림"
+    ours, err = rank("evaluate", "--checkpoint", root / "순위 모델.onnx", *words)
+    theirs, _ = rank("evaluate", "--checkpoint", root, "--encoder", root / "dino", *words)
+    same = ("pairwise_accuracy", "ci_low", "ci_high", "n_pairs", "spearman", "kendall", "skipped")
+    assert ours["n_pairs"] == 15 and list(ours["skipped"]) == ["gone.png"] and "left out: gone.png" in err
+    assert {k: ours[k] for k in same} == {k: theirs[k] for k in same}
+    assert abs(ours["pearson"] - theirs["pearson"]) < 1e-4
+
+
 def best_by_hand(file, folder):
     "The name of the best picture, by hand."
     files = sorted(folder.iterdir())

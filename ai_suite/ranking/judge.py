@@ -22,7 +22,7 @@ from ..core.config import plain
 from ..core.errors import SuiteError, expect
 from .data import index
 from .evaluate import Evaluator
-from .learn import material, scores_of, telling
+from .learn import matched, readable, scores_of, telling
 from .linear import outcome
 
 if TYPE_CHECKING:
@@ -204,10 +204,10 @@ def leaderboard(
     if skipped: page.table([{"left out": k, "why": v} for k, v in skipped.items()])
     page.save(path)
 
-# %% ../../nbs/ranking/62_judge.ipynb #d91e6c73
+# %% ../../nbs/ranking/62_judge.ipynb #c21f7468
 def evaluate(
     *,
-    checkpoint: str,  # best_model.pt, or its folder
+    checkpoint: str,  # best_model.pt, its folder, or an exported .onnx file
     test_data: str,  # CSV with tiers or scores, or with votes
     image_dir: str,  # Folder of the pictures
     tier_order: str | None = None,  # Names of tiers, best first: S,A,B,C
@@ -216,16 +216,15 @@ def evaluate(
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",  # Where to compute
 ) -> dict[str, Any]:  # pairwise_accuracy, ci_low, ci_high, n_pairs, spearman, kendall, pearson, auc_per_tier, …
     "Judge a model on other pictures."
-    from ai_suite.ranking.model import load_model
-
-    model, about = load_model(checkpoint, encoder)
     order = [t.strip() for t in (tier_order or "").split(",") if t.strip()]
     kind = {"pairs" if _is_pairs(test_data) else "metadata": test_data}
-    found = material(image_dir, model.extractor, **kind, tier_order=order, device=device_of(device))
-    judge = Evaluator(found.pictures, np.arange(len(found.pictures.files)), found.votes)
-    points, _ = scores_of(model, found.features)
-    files = found.pictures.files
-    told = judge.evaluate(points, float(model.tie)) | {"skipped": found.pictures.skipped, "seen": _seen(checkpoint, files)}
+    pictures, votes = matched(image_dir, **kind, tier_order=order)
+    seen = judged([Path(image_dir) / f for f in pictures.files], checkpoint, encoder, device)
+    there = np.isfinite(seen.score)
+    pictures, votes = readable(pictures, votes, there, seen.errors)
+    files, points = pictures.files, seen.score[there]
+    judge = Evaluator(pictures, np.arange(len(files)), votes)
+    told = judge.evaluate(points, seen.tie) | {"skipped": pictures.skipped, "seen": _seen(checkpoint, files)}
     told |= telling(points, judge, files)
     if told["seen"]: say(f"note: {told['seen']} of these pictures have names that the model was trained or chosen on")
     if output: write_json(output, plain(told))
